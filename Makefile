@@ -1,0 +1,36 @@
+# The whole workflow: `make train`, `make test`, `make lint`. Everything lives in .venv.
+PYTHON ?= python3
+PRESET ?= egg-laptop
+VENV := .venv
+BIN := $(VENV)/bin
+NATIVE := $(shell find workers/ops/native -name '*.cpp' -o -name '*.hpp' -o -name '*.h' -o -name '*.inc') CMakeLists.txt
+
+.PHONY: install train test lint wheel sanitize aarch64 bench clean
+
+install: $(VENV)/installed
+
+$(VENV)/installed: pyproject.toml constraints.txt $(NATIVE)
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Python 3.11 or newer is needed: make PYTHON=python3.12")'
+	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	$(BIN)/pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[dev]'
+	touch $@
+
+train: install
+	$(BIN)/es-service train $(PRESET)
+
+test: install
+	$(BIN)/python -m pytest
+
+lint: install
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+wheel: install
+	$(BIN)/pip wheel --quiet --no-deps --constraint constraints.txt --wheel-dir dist .
+
+bench: install
+	$(BIN)/python -m benchmarks.cpu --quick
+
+clean:
+	rm -rf $(VENV) build dist .pytest_cache .mypy_cache .ruff_cache .hypothesis

@@ -1,0 +1,182 @@
+"""The command line. Parsing imports nothing heavy, so that help is instant; each command is a module of `commands`."""
+
+from __future__ import annotations
+
+import argparse
+import importlib
+import os
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from es_service import __version__
+
+__all__ = ["EXIT_CODES", "build_parser", "main"]
+
+EXIT_CODES = """exit codes:
+  0    done
+  1    a comparison found a difference (verify, replay --verify)
+  2    bad usage, config, data or backend; nothing was started
+  3    a run, journal or keyframe cannot be used, or the run failed
+  130  interrupted; a run that was training has stopped at its last commit and can be resumed"""
+
+
+def build_parser() -> argparse.ArgumentParser:
+    """The parser of all commands."""
+    parser = argparse.ArgumentParser(
+        prog="es-service",
+        allow_abbrev=False,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        description="Distributed population training on Ray: seeds down, votes up, the journal is the run.",
+        epilog=EXIT_CODES,
+    )
+    parser.add_argument("--version", action="version", version=f"es-service {__version__}")
+    commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
+    for add in (_training, _watching, _models, _machine):
+        add(commands)
+    return parser
+
+
+Commands = argparse._SubParsersAction  # argparse has no public name for it
+
+
+def _command(commands: Commands[argparse.ArgumentParser], name: str, what: str, examples: str) -> argparse.ArgumentParser:
+    lines = "\n".join(f"  es-service {line}" for line in examples.split("\n"))
+    parser = commands.add_parser(
+        name,
+        help=what,
+        description=f"{what[0].upper()}{what[1:]}.",
+        epilog=f"examples:\n{lines}",
+        allow_abbrev=False,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.set_defaults(module=f"es_service.commands.{name}")
+    return parser
+
+
+def _with_run(parser: argparse.ArgumentParser, what: str = "name of the run") -> None:
+    parser.add_argument("name", metavar="NAME", help=what)
+    _with_runs_dir(parser)
+
+
+def _with_runs_dir(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--runs-dir", type=Path, metavar="DIR", help="directory of all runs (default: runs)")
+
+
+def _with_backend(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--backend", default="auto", help="kernels: auto, native or reference (default: auto)")
+
+
+def _with_deployment(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--set", action="append", default=[], metavar="FIELD=VALUE", dest="overrides",
+                        help="change a config field, for example --set deployment.generations=50; may be repeated")  # fmt: skip
+    parser.add_argument("--workers", type=int, metavar="N", help="number of workers")
+    parser.add_argument("--address", metavar="HOST:PORT", help="existing Ray cluster (default: start a local one)")
+    parser.add_argument("--detach", action="store_true", help="let the run outlive this command; needs --address")
+
+
+def _training(commands: Commands[argparse.ArgumentParser]) -> None:
+    train = _command(commands, "train", "train a preset or config file",
+                     "train egg-laptop\ntrain egg-smoke --name try1 --set seed=7 --set deployment.pool=local\n"
+                     "train my.toml --address 127.0.0.1:6379 --workers 8")  # fmt: skip
+    train.add_argument("source", metavar="PRESET|FILE.toml", help="see `es-service presets`")
+    train.add_argument("--name", help="name of the run (default: PRESET-n)")
+    _with_deployment(train)
+    _with_runs_dir(train)
+
+    resume = _command(commands, "resume", "go on with a run from its journal",
+                      "resume egg-laptop-1\nresume egg-laptop-1 --set deployment.generations=400")  # fmt: skip
+    _with_run(resume)
+    _with_deployment(resume)
+
+    stop = _command(commands, "stop", "stop a run at its last commit",
+                    "stop egg-laptop-1\nstop egg-minipile-1 --address 10.0.0.4:6379")  # fmt: skip
+    _with_run(stop)
+    stop.add_argument("--address", metavar="HOST:PORT", help="Ray cluster that the run is on, if not this machine")
+
+
+def _watching(commands: Commands[argparse.ArgumentParser]) -> None:
+    status = _command(commands, "status", "show one run, or list all", "status\nstatus egg-laptop-1 --json")
+    status.add_argument("name", nargs="?", metavar="NAME", help="name of the run (default: all runs)")
+    status.add_argument("--json", action="store_true", help="print JSON")
+    _with_runs_dir(status)
+
+    journal = _command(commands, "journal", "show what a run's journal holds", "journal egg-laptop-1 --json")
+    _with_run(journal)
+    journal.add_argument("--json", action="store_true", help="print JSON")
+
+    replay = _command(commands, "replay", "rebuild parameters from votes alone",
+                      "replay egg-laptop-1 --verify\nreplay egg-laptop-1 --to 100")  # fmt: skip
+    _with_run(replay)
+    replay.add_argument("--to", type=int, metavar="G", help="generation to rebuild (default: the last)")
+    replay.add_argument("--verify", action="store_true", help="start at generation 0 and check every keyframe")
+    _with_backend(replay)
+
+    plot = _command(commands, "plot", "draw the loss curve of a run as a PNG", "plot egg-laptop-1 --out loss.png")
+    _with_run(plot)
+    plot.add_argument("--out", type=Path, metavar="FILE.png", help="where to (default: loss.png in the run)")
+
+
+def _models(commands: Commands[argparse.ArgumentParser]) -> None:
+    what = "name of a run, or a .safetensors file made by export"
+    export = _command(commands, "export", "write the model of a run as safetensors",
+                      "export egg-laptop-1 --out model.safetensors --generation 100")  # fmt: skip
+    _with_run(export)
+    export.add_argument("--out", type=Path, required=True, metavar="FILE.safetensors", help="file to write")
+    export.add_argument("--generation", type=int, metavar="G", help="generation (default: the last)")
+    _with_backend(export)
+
+    sample = _command(commands, "sample", "generate text",
+                      "sample egg-laptop-1 --prompt 'def ' --bytes 200\n"
+                      "sample model.safetensors --prompt 'import ' --bytes 80 --temperature 0.7 --seed 3")  # fmt: skip
+    _with_run(sample, what)
+    sample.add_argument("--prompt", default="", help="text to continue (default: the start of a document)")
+    sample.add_argument("--bytes", type=int, default=200, metavar="N", help="bytes to generate (default: 200)")
+    sample.add_argument("--temperature", type=float, default=1.0, help="0 takes the likeliest byte (default: 1.0)")
+    sample.add_argument("--seed", type=int, default=1, help="seed of the sampling (default: 1)")
+    _with_backend(sample)
+
+    evaluate = _command(commands, "eval", "held-out bits/byte of a model",
+                        "eval egg-laptop-1\neval model.safetensors --data notes.txt")  # fmt: skip
+    _with_run(evaluate, what)
+    evaluate.add_argument("--data", action="append", type=Path, metavar="PATH", dest="paths",
+                          help="files or folders, all of whose text is evaluated (default: the held-out text of the run)")  # fmt: skip
+    evaluate.add_argument("--generation", type=int, metavar="G", help="generation of the run (default: the last)")
+    evaluate.add_argument("--json", action="store_true", help="print JSON")
+    _with_backend(evaluate)
+
+
+def _machine(commands: Commands[argparse.ArgumentParser]) -> None:
+    verify = _command(commands, "verify", "compare this machine's kernels with recorded vectors",
+                      "verify\nverify --backend reference recorded/*.npz")  # fmt: skip
+    verify.add_argument("files", nargs="*", type=Path, metavar="FILE.npz", help="default: the vectors shipped")
+    _with_backend(verify)
+    _command(commands, "presets", "list the presets", "presets")
+    doctor = _command(commands, "doctor", "show what this machine has and what will be used", "doctor")
+    doctor.add_argument("--json", action="store_true", help="print JSON")
+    _with_runs_dir(doctor)
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run one command; returns the exit code."""
+    arguments = build_parser().parse_args(argv)
+    from es_service.errors import BackendError, ConfigError, DataError, ServiceError
+
+    try:
+        code: int = importlib.import_module(arguments.module).run(arguments)
+        return code
+    except (ConfigError, DataError, BackendError) as error:
+        return _fail(error, 2)
+    except ServiceError as error:
+        return _fail(error, 3)
+    except KeyboardInterrupt:
+        print("interrupted", file=sys.stderr)
+        return 130
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 0
+
+
+def _fail(error: Exception, code: int) -> int:
+    print(f"error: {error}", file=sys.stderr)
+    return code

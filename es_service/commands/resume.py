@@ -1,0 +1,18 @@
+"""`es-service resume`: go on with a run from its journal."""
+
+from __future__ import annotations
+
+from argparse import Namespace
+from pathlib import Path
+
+from es_service.commands.running import carry_out, with_flags
+from es_service.config import resolve
+from es_service.directory import RunDirectory
+
+
+def run(arguments: Namespace) -> int:
+    """The run's own config, with changes to its deployment; a change to its spec is refused by the journal."""
+    directory = RunDirectory(arguments.runs_dir or Path("runs"), arguments.name)
+    stored = directory.read_config().with_deployment(detach=False)
+    config = with_flags(resolve(stored.model_dump(mode="json"), arguments.overrides), arguments)
+    return carry_out(config, directory, resume=True, address=arguments.address)

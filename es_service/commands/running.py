@@ -1,0 +1,81 @@
+"""What `train` and `resume` share: flags, the run itself, and the report at its end."""
+
+from __future__ import annotations
+
+import signal
+import sys
+from argparse import Namespace
+from types import FrameType
+
+from es_service.config import RunConfig, resolve
+from es_service.directory import RunDirectory
+from es_service.driver import follow
+from es_service.errors import ConfigError
+from es_service.launch import launch
+
+__all__ = ["carry_out", "with_flags"]
+
+_SAMPLE_BYTES = 240
+
+
+def with_flags(config: RunConfig, arguments: Namespace) -> RunConfig:
+    """The config with the flags that are short for fields of the deployment."""
+    overrides = []
+    if arguments.workers is not None:
+        overrides.append(f"deployment.workers={arguments.workers}")
+    if arguments.detach:
+        overrides.append("deployment.detach=true")
+    config = resolve(config.model_dump(mode="json"), overrides)
+    if arguments.detach and not arguments.address:
+        raise ConfigError("--detach: a local Ray ends with this command; give the --address of a cluster")
+    runs_dir = (arguments.runs_dir or config.deployment.runs_dir).absolute()
+    return config.with_deployment(runs_dir=runs_dir)
+
+
+def carry_out(config: RunConfig, directory: RunDirectory, resume: bool, address: str | None) -> int:
+    """Launch, follow, report; the exit code."""
+    signal.signal(signal.SIGTERM, _interrupt)
+    print(_headline(config, directory), flush=True)
+    with launch(config, directory, resume, address) as (handle, about):
+        signal.signal(signal.SIGTERM, _interrupt)  # Ray installs its own
+        print(f"kernels: {about}", flush=True)
+        if config.deployment.detach:
+            print(f"detached; watch it with: es-service status {directory.name}")
+            return 0
+        finish = follow(handle)
+    print(f"stopped at generation {finish.generation}: {finish.reason}", flush=True)
+    _report(config, directory)
+    if finish.reason != "goal":
+        print(f"go on with: es-service resume {directory.name}{_runs_dir_flag(config)}")
+    return 130 if finish.reason == "interrupted" else 0
+
+
+def _interrupt(number: int, frame: FrameType | None) -> None:  # noqa: ARG001 - the signature of a handler
+    raise KeyboardInterrupt
+
+
+def _headline(config: RunConfig, directory: RunDirectory) -> str:
+    model = config.model
+    return (
+        f"{directory.name}: {model.kind} {model.layers} layers, {model.width} wide, population {config.population:,}, "
+        f"{config.segment.bytes} bytes a segment, seed {config.seed}, in {directory.path}"
+    )
+
+
+def _runs_dir_flag(config: RunConfig) -> str:
+    runs_dir = config.deployment.runs_dir
+    return "" if runs_dir.name == "runs" and runs_dir.parent == runs_dir.cwd() else f" --runs-dir {runs_dir}"
+
+
+def _report(config: RunConfig, directory: RunDirectory) -> None:
+    """Held-out bits/byte beside the baselines, the plot, and a sample of text."""
+    from es_service.commands import eval as evaluate
+    from es_service.commands import plot, sample
+
+    evaluate.report_run(directory, config)
+    try:
+        print(f"loss curve: {plot.draw_run(directory, config)}")
+    except ImportError:
+        print("loss curve: install the plot extra (pip install 'es-service[plot]'), then es-service plot", file=sys.stderr)  # fmt: skip
+    print("sample:")
+    print(sample.sample_run(directory, config, b"def ", _SAMPLE_BYTES))

@@ -1,0 +1,229 @@
+"""The config of a run: TOML into a frozen pydantic tree. Light: no Ray, no backend.
+
+Two halves. The spec (everything but `deployment`) is what identifies the run: it stands in the journal's header and in
+every hash. The deployment (workers, backend, lease size, storage, when to stop) may change at every resume.
+"""
+
+from __future__ import annotations
+
+import difflib
+import hashlib
+import re
+import tomllib
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError, field_validator, model_validator
+
+from es_service.algorithms.eggroll import EggrollConfig
+from es_service.data.config import DataConfig
+from es_service.data.segments import FeedingConfig, check_feeding
+from es_service.errors import ConfigError
+from es_service.journal import canonical_json
+from es_service.noise import MAX_GENERATIONS, MAX_UNITS
+
+__all__ = ["DeploymentConfig", "EggConfig", "RunConfig", "load", "preset_names", "resolve"]
+
+PRESETS = Path(__file__).parent / "runs"
+NAME_PATTERN = r"[A-Za-z0-9][A-Za-z0-9._-]{0,62}"
+
+
+class _Config(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
+
+
+class EggConfig(_Config):
+    """EGG, the int8 recurrent byte-level language model."""
+
+    kind: Literal["egg"] = "egg"
+    width: int = Field(256, ge=16, le=1024, multiple_of=16)
+    """Hidden width D."""
+    layers: int = Field(6, ge=1, le=256)
+    """Layers L."""
+
+
+class SegmentConfig(_Config):
+    """The text that a member is scored on in one generation."""
+
+    bytes: int = Field(100, ge=1, le=65536)
+    """Scored bytes T."""
+    burn_in: int = Field(0, ge=0, le=65536)
+    """Bytes run before the scored ones to warm the recurrent state, not scored."""
+
+
+class WorkerConfig(_Config):
+    """What one worker is and asks of Ray."""
+
+    backend: Literal["auto", "reference", "native", "cuda"] = "auto"
+    """Kernels; `auto` takes cuda, then native, then reference, and says which and why."""
+    threads: int = Field(0, ge=0, le=1024)
+    """CPU threads of its kernels; 0: all cores of its node, shared by the workers placed there."""
+    num_cpus: float | None = Field(None, ge=0)
+    """CPUs that its actor reserves; unset: as many as threads."""
+    num_gpus: float = Field(0, ge=0, le=1)
+    """GPUs that its actor reserves."""
+
+
+class DeploymentConfig(_Config):
+    """Where and how the run is carried out. Nothing here changes a bit of its result."""
+
+    runs_dir: Path = Path("runs")
+    """Directory that holds one directory for each run, on the head's node."""
+    generations: int = Field(200, ge=1, le=MAX_GENERATIONS)
+    """Generation at which the run is finished."""
+    time_limit_seconds: float | None = Field(None, gt=0)
+    """Stop at the first commit after this many seconds; resume goes on."""
+    pool: Literal["ray", "local"] = "ray"
+    """`ray`: worker actors. `local`: evaluators inside this process, without Ray."""
+    workers: int = Field(1, ge=1, le=100_000)
+    """Number of workers."""
+    worker: WorkerConfig = WorkerConfig()
+    """Each worker."""
+    head_num_cpus: float = Field(0, ge=0)
+    """CPUs that the head reserves."""
+    aggregator_backend: Literal["auto", "reference", "native", "cuda"] = "auto"
+    """Kernels with which the head applies updates to the canonical parameters."""
+    lease_pairs: int = Field(0, ge=0, multiple_of=5)
+    """Pairs in a lease; 0: a quarter of the population, at most 8,192."""
+    lease_timeout_seconds: float = Field(600.0, gt=0)
+    """Longest wait for a lease before it is also given to another worker."""
+    max_lag: int = Field(2, ge=0, le=64)
+    """Generations by which the canonical parameters may be behind the commits."""
+    keyframe_every: int = Field(100, ge=1)
+    """Generations between keyframes."""
+    evaluate_every: int = Field(20, ge=1)
+    """Generations between held-out evaluations; the first and the last are always evaluated."""
+    evaluation_rows: int = Field(1024, ge=1, le=1 << 20)
+    """Rows of held-out bytes in an evaluation."""
+    heartbeat_timeout_seconds: float = Field(60.0, gt=0)
+    """The head stops at a commit when its driver has been silent for this long, unless detached."""
+    detach: bool = False
+    """Let the run outlive its driver."""
+
+
+class RunConfig(_Config):
+    """One run. Everything but `deployment` is its spec."""
+
+    format_version: Literal[1] = 1
+    """Version of the arithmetic and of the formats on disk."""
+    seed: int = Field(1, ge=0, lt=1 << 64)
+    """Seed of initial values and noise."""
+    population: int = Field(4096, ge=2)
+    """Members N in a generation; even, as members 2q and 2q + 1 are a pair."""
+    model: EggConfig = EggConfig()
+    """The model."""
+    algorithm: EggrollConfig = EggrollConfig()
+    """The update rule."""
+    data: DataConfig
+    """The text."""
+    segment: SegmentConfig = SegmentConfig()
+    """How much of it a member is scored on."""
+    feeding: FeedingConfig
+    """Which members read which row."""
+    deployment: DeploymentConfig = DeploymentConfig()
+    """Where and how it runs; not part of the spec."""
+
+    @field_validator("population")
+    @classmethod
+    def _population_is_even(cls, value: int) -> int:
+        if value % 2:
+            raise ValueError(f"{value} is odd, and members come in antithetic pairs: give {value + 1}")
+        if value // 2 > MAX_UNITS:
+            raise ValueError(f"{value} is more than 2^33 members, which noise addresses cannot tell apart")
+        return value
+
+    @model_validator(mode="after")
+    def _feeding_fits(self) -> RunConfig:
+        check_feeding(self.feeding, self.population)
+        return self
+
+    def with_deployment(self, **changes: Any) -> RunConfig:
+        """The same run with other fields of its deployment; the values are not validated again."""
+        return self.model_copy(update={"deployment": self.deployment.model_copy(update=changes)})
+
+    @property
+    def spec(self) -> dict[str, Any]:
+        """The spec as JSON values."""
+        return self.model_dump(mode="json", exclude={"deployment"})
+
+    @property
+    def spec_hash(self) -> str:
+        """SHA-256 of the canonical JSON of the spec, hex."""
+        return hashlib.sha256(canonical_json(self.spec)).hexdigest()
+
+
+def preset_names() -> list[str]:
+    """Names of the presets shipped in `es_service/runs`."""
+    return sorted(path.stem for path in PRESETS.glob("*.toml"))
+
+
+def load(source: str, overrides: Iterable[str] = ()) -> RunConfig:
+    """The config of a preset or TOML file with `a.b=value` overrides applied; raises `ConfigError`."""
+    path = PRESETS / f"{source}.toml" if re.fullmatch(NAME_PATTERN, source) else Path(source)
+    if not path.is_file():
+        path = Path(source)
+    if not path.is_file():
+        near = difflib.get_close_matches(source, preset_names(), 1)
+        hint = f"did you mean {near[0]!r}? " if near else ""
+        raise ConfigError(f"no preset or file {source!r}: {hint}presets are {', '.join(preset_names())}")
+    try:
+        tree = tomllib.loads(path.read_text(encoding="utf-8"))
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise ConfigError(f"{path}: not valid TOML: {error}") from error
+    return resolve(tree, overrides)
+
+
+def resolve(tree: dict[str, Any], overrides: Iterable[str] = ()) -> RunConfig:
+    """A validated config from nested values and `a.b=value` overrides; raises `ConfigError`."""
+    for override in overrides:
+        tree = _with_override(tree, override)
+    try:
+        return TypeAdapter(RunConfig).validate_python(tree)
+    except ValidationError as error:
+        raise ConfigError("\n".join(_explain(detail) for detail in error.errors())) from error
+
+
+def _with_override(tree: dict[str, Any], override: str) -> dict[str, Any]:
+    key, equals, text = override.partition("=")
+    path = key.strip().split(".")
+    if not equals or not all(path):
+        raise ConfigError(f"--set {override!r}: write field=value, for example --set population=8192")
+    try:
+        value = tomllib.loads(f"value = {text}")["value"]
+    except tomllib.TOMLDecodeError:
+        value = text
+    return _replaced(tree, path, value, key)
+
+
+def _replaced(tree: dict[str, Any], path: list[str], value: Any, key: str) -> dict[str, Any]:
+    if len(path) == 1:
+        return tree | {path[0]: value}
+    child = tree.get(path[0], {})
+    if not isinstance(child, dict):
+        raise ConfigError(f"--set {key}: {path[0]} is a single value and has no fields")
+    return tree | {path[0]: _replaced(child, path[1:], value, key)}
+
+
+def _explain(detail: Any) -> str:
+    """One line for one pydantic error: the field, what is wrong, what to write instead."""
+    location = [part for part in detail["loc"] if not str(part).startswith("function-")]
+    field = ".".join(str(part) for part in location) or "config"
+    if detail["type"] == "extra_forbidden":
+        near = difflib.get_close_matches(str(location[-1]), sorted(_all_fields(RunConfig)), 1)
+        hint = f"did you mean {near[0]!r}?" if near else "see docs/config.md for the fields"
+        return f"{field}: no such field; {hint}"
+    if detail["type"] == "missing":
+        return f"{field}: required and not given"
+    message = detail["msg"].removeprefix("Value error, ")
+    given = "" if detail["type"] == "value_error" else f" (got {detail['input']!r})"
+    return f"{field}: {message}{given}" if location else message
+
+
+def _all_fields(model: type[BaseModel]) -> set[str]:
+    names: set[str] = set()
+    for name, field in model.model_fields.items():
+        names.add(name)
+        if isinstance(field.annotation, type) and issubclass(field.annotation, BaseModel):
+            names |= _all_fields(field.annotation)
+    return names

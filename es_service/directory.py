@@ -1,0 +1,131 @@
+"""The directory of a run: names, paths, and the files beside the journal that are not hashed."""
+
+from __future__ import annotations
+
+import fcntl
+import json
+import os
+import re
+import time
+from collections.abc import Iterator
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+from pydantic import ValidationError
+
+from es_service.config import NAME_PATTERN, RunConfig
+from es_service.errors import ConfigError, RunError
+from es_service.journal_writer import LOCK_FILE, write_atomically
+
+__all__ = ["RunDirectory", "check_name", "next_name"]
+
+
+def check_name(name: str) -> str:
+    """The name, if it can stand for a directory below the runs directory and nothing else; else `ConfigError`."""
+    if not re.fullmatch(NAME_PATTERN, name):
+        raise ConfigError(
+            f"name: {name!r} must be 1 to 63 letters, digits, '.', '_' or '-', and start with a letter or digit"
+        )
+    return name
+
+
+def next_name(runs_dir: Path, preset: str) -> str:
+    """PRESET-n with the least n that no run has."""
+    n = 1
+    while (runs_dir / f"{preset}-{n}").exists():
+        n += 1
+    return f"{preset}-{n}"
+
+
+class RunDirectory:
+    """Paths and side files of one run. Reads never need the run to be stopped."""
+
+    def __init__(self, runs_dir: Path, name: str) -> None:
+        self.name = check_name(name)
+        self.path = runs_dir / name
+        self.config_path = self.path / "config.json"
+        self.journal_path = self.path / "journal.bin"
+        self.keyframes_path = self.path / "keyframes"
+        self.metrics_path = self.path / "metrics.jsonl"
+        self.events_path = self.path / "events.jsonl"
+        self.stop_path = self.path / "stop"
+
+    def check_new(self) -> None:
+        """Raise `RunError` if a run with this name has begun."""
+        if self.journal_path.exists():
+            raise RunError(
+                f"{self.path}: a run with this name exists; resume it with `es-service resume {self.name}`, "
+                "or choose another with --name"
+            )
+
+    def create(self, config: RunConfig) -> None:
+        """Make the directory and write the resolved config."""
+        self.check_new()
+        try:
+            self.keyframes_path.mkdir(parents=True, exist_ok=True)
+            self.write_config(config)
+        except OSError as error:
+            raise RunError(
+                f"{self.path}: cannot write here ({error.strerror}); set deployment.runs_dir or --runs-dir to a "
+                "directory that can be written"
+            ) from error
+
+    def write_config(self, config: RunConfig) -> None:
+        """Replace config.json."""
+        write_atomically(self.config_path, (config.model_dump_json(indent=2) + "\n").encode())
+
+    def read_config(self) -> RunConfig:
+        """The config as resolved at the last start; raises `RunError` if there is no such run or it is damaged."""
+        try:
+            return RunConfig.model_validate_json(self.config_path.read_bytes())
+        except FileNotFoundError as error:
+            raise RunError(
+                f"{self.path}: no run of this name; `es-service status` lists those in {self.path.parent}"
+            ) from error
+        except (OSError, ValidationError) as error:
+            raise RunError(f"{self.config_path}: cannot be read as a config: {error}") from error
+
+    def holder(self) -> str | None:
+        """Who is writing the journal now on this machine, or None."""
+        try:
+            lock = os.open(self.path / LOCK_FILE, os.O_RDONLY)
+        except FileNotFoundError:
+            return None
+        try:
+            fcntl.flock(lock, fcntl.LOCK_SH | fcntl.LOCK_NB)
+            return None
+        except BlockingIOError:
+            return os.pread(lock, 200, 0).decode(errors="replace").strip() or "another process"
+        finally:
+            os.close(lock)
+
+    def log_metrics(self, kind: str, **values: Any) -> None:
+        """Append one line to metrics.jsonl."""
+        _append(self.metrics_path, {"kind": kind, "time": round(time.time(), 3), **values})
+
+    def log_event(self, kind: str, **values: Any) -> None:
+        """Append one line to events.jsonl."""
+        _append(self.events_path, {"kind": kind, "time": round(time.time(), 3), **values})
+
+    def metrics(self) -> Iterator[dict[str, Any]]:
+        """Lines of metrics.jsonl; where a generation was evaluated again after a crash, both lines."""
+        return _lines(self.metrics_path)
+
+    def events(self) -> Iterator[dict[str, Any]]:
+        """Lines of events.jsonl."""
+        return _lines(self.events_path)
+
+
+def _append(path: Path, values: dict[str, Any]) -> None:
+    with path.open("a", encoding="utf-8") as file:
+        file.write(json.dumps(values) + "\n")
+
+
+def _lines(path: Path) -> Iterator[dict[str, Any]]:
+    if not path.exists():
+        return
+    with path.open(encoding="utf-8") as file:
+        for line in file:
+            with suppress(json.JSONDecodeError):  # a crash may leave half a line
+                yield json.loads(line)

@@ -1,0 +1,78 @@
+"""The Ray shell of the coordinator: a named actor on the head node."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import ray
+
+from es_service.config import RunConfig
+from es_service.coordinator import Coordinator, Status
+from es_service.data import Corpus
+from es_service.directory import RunDirectory
+from es_service.generation import Finish
+from es_service.pools import Pool
+from es_service.session import open_session
+from es_service.types import Ops
+
+__all__ = ["NAMESPACE", "HeadActor", "actor_name"]
+
+NAMESPACE = "es-service"
+
+
+def actor_name(run: str) -> str:
+    """Name of a run's head actor in `NAMESPACE`."""
+    return f"head-{run}"
+
+
+class HeadActor:
+    """Owns one run. `open`, then `run` in one call that lasts as long as the run; the rest may be called meanwhile.
+
+    `resolve` and `make_pool` are handed in, as the head imports no worker code of its own.
+    """
+
+    def __init__(
+        self,
+        config_json: str,
+        runs_dir: str,
+        name: str,
+        resolve: Callable[[str, int], tuple[Ops, str]],
+        make_pool: Callable[[RunConfig, Corpus], Pool],
+    ) -> None:
+        self._config = RunConfig.model_validate_json(config_json)
+        self._directory = RunDirectory(Path(runs_dir), name)
+        self._resolve = resolve
+        self._make_pool = make_pool
+        self._coordinator: Coordinator | None = None
+
+    def open(self, resume: bool, threads: int) -> str:
+        """Lock the journal and start the workers; raises what is wrong. One line about the head's kernels."""
+        ops, why = self._resolve(self._config.deployment.aggregator_backend, threads)
+        self._coordinator = open_session(self._config, self._directory, resume, ops, self._make_pool)
+        return why
+
+    def run(self) -> Finish:
+        """Train. Nobody waits for the answer of a detached run or after the driver's death: the actor then ends."""
+        try:
+            return self._opened().run()
+        finally:
+            if self._config.deployment.detach or self._opened().driver_is_silent():
+                ray.kill(ray.get_runtime_context().current_actor, no_restart=True)
+
+    def heartbeat(self) -> Status:
+        """The driver is alive; what it may show."""
+        return self._opened().heartbeat()
+
+    def status(self) -> Status:
+        """What `heartbeat` answers, for others than the driver."""
+        return self._opened().status
+
+    def stop(self, reason: str) -> None:
+        """Ask for an end at the last commit."""
+        self._opened().stop(reason)
+
+    def _opened(self) -> Coordinator:
+        if self._coordinator is None:
+            raise RuntimeError("the run has not been opened")
+        return self._coordinator

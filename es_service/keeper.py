@@ -1,0 +1,64 @@
+"""What happens to canonical parameters beside training: held-out evaluation and keyframes."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from es_service import keyframes
+from es_service.aggregator import Canonical
+from es_service.config import RunConfig
+from es_service.directory import RunDirectory
+from es_service.problem import layout_of, shape_of
+from es_service.types import Int8Array, Ops, UInt8Array
+
+__all__ = ["Keeper", "held_out_bits"]
+
+
+def held_out_bits(config: RunConfig, ops: Ops, parameters_P: Int8Array, rows_SW: UInt8Array) -> float:
+    """Integer loss in bits/byte of the unperturbed model on rows (S, T + 1), each from a zero state.
+
+    The integer log-sum-exp truncates: the figure reads about 0.03 bits/byte low against a floating-point loss.
+    """
+    scores_S = ops.scores(ops.prepare(shape_of(config), parameters_P), rows_SW, 0)
+    total = int(scores_S.sum(dtype=np.int64))
+    rows, columns = rows_SW.shape
+    return float(-total / (16 * rows * (columns - 1)))
+
+
+class Keeper:
+    """Evaluates and saves generations as the deployment says. Called from one thread at a time."""
+
+    def __init__(self, config: RunConfig, directory: RunDirectory, ops: Ops, rows_SW: UInt8Array) -> None:
+        self.config = config
+        self.directory = directory
+        self.ops = ops
+        self.rows_SW = rows_SW
+        self._evaluated = self._saved = -1
+
+    def after(self, canonical: Canonical) -> float | None:
+        """After each update; held-out bits/byte where this generation is evaluated."""
+        deployment = self.config.deployment
+        final = canonical.generation == deployment.generations
+        if final or canonical.generation % deployment.keyframe_every == 0:
+            self._save(canonical)
+        if final or canonical.generation % deployment.evaluate_every == 0:
+            return self._evaluate(canonical)
+        return None
+
+    def last(self, canonical: Canonical) -> float | None:
+        """At the end of a run: what has not been done for its last generation."""
+        if self._saved != canonical.generation:
+            self._save(canonical)
+        return None if self._evaluated == canonical.generation else self._evaluate(canonical)
+
+    def _save(self, canonical: Canonical) -> None:
+        layout, spec_hash = layout_of(self.config), self.config.spec_hash
+        directory = self.directory.keyframes_path
+        keyframes.save(
+            directory, layout, canonical.parameters_P, canonical.generation, canonical.digest, spec_hash
+        )
+        self._saved = canonical.generation
+
+    def _evaluate(self, canonical: Canonical) -> float:
+        self._evaluated = canonical.generation
+        return held_out_bits(self.config, self.ops, canonical.parameters_P, self.rows_SW)

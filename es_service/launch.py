@@ -1,0 +1,247 @@
+"""Starts a run: the only place that puts Ray, the head and the workers together (the composition root)."""
+
+from __future__ import annotations
+
+import logging
+import os
+import secrets
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
+from typing import Any
+
+from es_service.config import RunConfig
+from es_service.data import Corpus
+from es_service.directory import RunDirectory
+from es_service.errors import BackendError, ConfigError, RunError
+from es_service.generation import Finish
+from es_service.handles import Handle, ThreadHandle
+from es_service.pools import Pool
+from es_service.session import open_session
+from es_service.types import Ops
+
+__all__ = ["attach", "launch", "node_cores"]
+
+_OBJECT_STORE_BYTES = 128 << 20
+"""Messages are small, so a local Ray needs little; its default is 30 % of the memory."""
+
+
+def node_cores() -> int:
+    """Cores that this process may use."""
+    return len(os.sched_getaffinity(0))
+
+
+@contextmanager
+def launch(
+    config: RunConfig, directory: RunDirectory, resume: bool, address: str | None = None
+) -> Iterator[tuple[Handle, str]]:
+    """A handle to the started run and one line about its kernels; ends what belongs to this driver on exit."""
+    local = config.deployment.pool == "local"
+    if local and address:
+        raise ConfigError("deployment.pool: 'local' runs inside this process; leave out --address")
+    with nullcontext() if local else _ray(address):
+        handle: Handle
+        if local:
+            handle, about = _launch_thread(config, directory, resume)
+        else:
+            handle, about = _launch_actor(config, directory, resume, alone=address is None)
+        try:
+            yield handle, about
+        finally:
+            handle.close()
+
+
+def attach(run: str, address: str) -> Any:
+    """The head actor of a run on an existing cluster; raises `RunError` if it is not there."""
+    _connect(address)
+    import ray
+
+    from es_service.head import NAMESPACE, actor_name
+
+    try:
+        return ray.get_actor(actor_name(run), namespace=NAMESPACE)
+    except ValueError as error:
+        raise RunError(f"no run {run!r} is under way on {address}; resume it with `es-service resume`") from error
+
+
+# Without Ray.
+
+
+def _launch_thread(config: RunConfig, directory: RunDirectory, resume: bool) -> tuple[ThreadHandle, str]:
+    ops, why = resolve_ops(config.deployment.aggregator_backend, node_cores())
+    coordinator = open_session(_with_threads(config, [node_cores()]), directory, resume, ops, make_local_pool)
+    return ThreadHandle(coordinator), why
+
+
+def make_local_pool(config: RunConfig, corpus: Corpus) -> Pool:
+    """Evaluators in this process, each with its own kernels and replica."""
+    from workers.evaluator import Evaluator
+    from workers.local_pool import LocalPool
+
+    worker = config.deployment.worker
+    names = [f"worker-{n + 1}" for n in range(config.deployment.workers)]
+    return LocalPool(
+        {name: Evaluator(config, corpus.train, resolve_ops(worker.backend, worker.threads)[0]) for name in names}
+    )
+
+
+def resolve_ops(backend: str, threads: int) -> tuple[Ops, str]:
+    """`workers.ops.resolve`, imported where it is called."""
+    from workers import ops
+
+    return ops.resolve(backend, threads)
+
+
+# With Ray.
+
+
+class ActorHandle:
+    """A run whose head is an actor."""
+
+    def __init__(self, head: Any, detach: bool) -> None:
+        self._head = head
+        self._detach = detach
+        self._run = head.run.remote()
+
+    def heartbeat(self) -> Any:
+        """See `Handle`."""
+        return _get(self._head.heartbeat.remote())
+
+    def stop(self, reason: str) -> None:
+        """See `Handle`."""
+        self._head.stop.remote(reason)
+
+    def wait(self, timeout: float) -> Finish | None:
+        """See `Handle`."""
+        import ray
+
+        done, _ = ray.wait([self._run], timeout=timeout)
+        finish: Finish | None = _get(self._run) if done else None
+        return finish
+
+    def close(self) -> None:
+        """End the head, unless the run was started to outlive its driver."""
+        import ray
+
+        if not self._detach:
+            ray.kill(self._head, no_restart=True)
+
+
+def _launch_actor(
+    config: RunConfig, directory: RunDirectory, resume: bool, alone: bool
+) -> tuple[ActorHandle, str]:
+    import ray
+    from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
+
+    from es_service.head import NAMESPACE, HeadActor, actor_name
+
+    if config.deployment.detach and alone:
+        raise ConfigError("deployment.detach: a local Ray ends with its driver; give the --address of a cluster")
+    nodes = [node for node in ray.nodes() if node["Alive"]]  # type: ignore[no-untyped-call]
+    config = _with_threads(config, [int(node["Resources"].get("CPU", 0)) for node in nodes])
+    if alone:  # elsewhere nodes may still come
+        _check_resources(config, nodes)
+    here = ray.get_runtime_context().get_node_id()
+    head_node = next((n["NodeID"] for n in nodes if "node:__internal_head__" in n["Resources"]), here)
+    head_class: Any = ray.remote(HeadActor)
+    head = head_class.options(
+        name=actor_name(directory.name),
+        namespace=NAMESPACE,
+        lifetime="detached",
+        num_cpus=config.deployment.head_num_cpus,
+        max_restarts=0,
+        max_concurrency=8,
+        scheduling_strategy=NodeAffinitySchedulingStrategy(head_node, soft=False),
+    ).remote(config.model_dump_json(), str(directory.path.parent), directory.name, resolve_ops, make_ray_pool)
+    try:
+        about = _get(head.open.remote(resume, node_cores()))
+    except BaseException:
+        ray.kill(head, no_restart=True)
+        raise
+    return ActorHandle(head, config.deployment.detach), about
+
+
+def make_ray_pool(config: RunConfig, corpus: Corpus) -> Pool:  # noqa: ARG001 - workers load their own corpus
+    """Worker actors, owned by the process that calls this: the head's."""
+    from workers.pool import RayPool
+
+    return RayPool(config)
+
+
+@contextmanager
+def _ray(address: str | None) -> Iterator[None]:
+    _connect(address)
+    import ray
+
+    try:
+        yield
+    finally:
+        ray.shutdown()
+
+
+def _connect(address: str | None) -> None:
+    """Join a cluster, or start one on this machine that ends with this process.
+
+    Ray reads its environment when it is imported. A local cluster gets a token of its own, which is never on disk.
+    """
+    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+    os.environ.setdefault("RAY_AUTH_MODE", "token")
+    if not address and os.environ["RAY_AUTH_MODE"] == "token":
+        os.environ.setdefault("RAY_AUTH_TOKEN", secrets.token_hex(32))
+    os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")  # what Ray will do anyway; silences its warning
+    import ray
+
+    options: dict[str, Any] = {"logging_level": logging.ERROR, "log_to_driver": False}
+    if address:
+        options |= {"address": address}
+    else:
+        options |= {
+            "num_cpus": node_cores(),
+            "include_dashboard": False,
+            "object_store_memory": _OBJECT_STORE_BYTES,
+            "_node_ip_address": "127.0.0.1",
+        }
+    try:
+        ray.init(namespace="es-service", **options)
+    except (ConnectionError, RuntimeError, ValueError) as error:
+        where = f"join the cluster at {address}" if address else "start a local Ray"
+        raise BackendError(f"cannot {where}: {error}; or train without Ray: --set deployment.pool=local") from error
+
+
+def _get(ref: Any) -> Any:
+    """`ray.get` that raises the error as it was raised in the actor."""
+    import ray
+    from ray.exceptions import RayActorError, RayTaskError
+
+    try:
+        return ray.get(ref)
+    except RayTaskError as error:
+        raise error.cause from None
+    except RayActorError as error:
+        raise RunError(
+            f"the head is gone ({error.error_msg or type(error).__name__}); nothing committed is lost: "
+            "go on with `es-service resume`"
+        ) from None
+
+
+def _with_threads(config: RunConfig, node_cpus: list[int]) -> RunConfig:
+    """Resolve threads = 0: the cores of a node, shared by the workers that will be placed there."""
+    deployment = config.deployment
+    if deployment.worker.threads:
+        return config
+    usable = [cpus for cpus in node_cpus if cpus] or [1]
+    per_node = -(-deployment.workers // len(usable))
+    threads = max(1, min(usable) // per_node)
+    return config.with_deployment(worker=deployment.worker.model_copy(update={"threads": threads}))
+
+
+def _check_resources(config: RunConfig, nodes: list[dict[str, Any]]) -> None:
+    """Raise if no node could ever hold one worker."""
+    worker = config.deployment.worker
+    need = {"CPU": worker.threads if worker.num_cpus is None else worker.num_cpus, "GPU": worker.num_gpus}
+    if any(all(node["Resources"].get(key, 0) >= value for key, value in need.items()) for node in nodes):
+        return
+    have = "; ".join(f"{n['Resources'].get('CPU', 0):g} CPU, {n['Resources'].get('GPU', 0):g} GPU" for n in nodes)
+    raise ConfigError(
+        f"deployment.worker: a worker needs {need['CPU']:g} CPU and {need['GPU']:g} GPU and no node has them "
+        f"({have}); lower deployment.worker.num_cpus, threads or num_gpus"
+    )

@@ -1,0 +1,184 @@
+"""The carriers between head and worker, and their bytes on the wire.
+
+A message is one type byte, a fixed little-endian struct, then length-prefixed byte strings. Nothing is unpickled:
+`decode` checks every length and range and raises `MessageError`. `run` is the first 8 bytes of the spec hash.
+"""
+
+from __future__ import annotations
+
+import struct
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+from es_service.errors import MessageError
+
+__all__ = ["Behind", "Commit", "Lease", "LeaseResult", "Message", "Order", "Restore", "decode", "encode"]
+
+MAX_MESSAGE_BYTES = 1 << 31
+MAX_COMMITS = 256
+
+_BLOB = struct.Struct("<I")
+_LEASE = struct.Struct("<QIII")
+_COMMIT = struct.Struct("<QiI")
+
+
+@dataclass(frozen=True, slots=True)
+class Lease:
+    """A range of units of one generation, given to one worker. Made by the state machine."""
+
+    generation: int
+    first_unit: int
+    num_units: int
+    attempt: int
+
+
+@dataclass(frozen=True, slots=True)
+class Commit:
+    """What a replica needs to go from `generation` to the next. Made by the head; `epoch` of a spec by the journal."""
+
+    generation: int
+    threshold: int
+    record: bytes
+
+
+@dataclass(frozen=True, slots=True)
+class Order:
+    """Head to worker: apply these commits as far as they are new, then evaluate the lease."""
+
+    HEAD: ClassVar[struct.Struct] = struct.Struct("<QIIII")
+    run: int
+    lease: Lease
+    commits: tuple[Commit, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Restore:
+    """Head to worker: take these parameters as those of `generation`; empty means the initial values of the seed."""
+
+    HEAD: ClassVar[struct.Struct] = struct.Struct("<QQQ")
+    run: int
+    generation: int
+    digest: int
+    parameters: bytes
+
+
+@dataclass(frozen=True, slots=True)
+class LeaseResult:
+    """Worker to head: encoded votes of a lease, sums of its members' scores (1/16 bit) and the replica's digest.
+
+    `model_bytes` counts the bytes that were run through the model, `seconds` the time that took: both for metrics only.
+    """
+
+    HEAD: ClassVar[struct.Struct] = struct.Struct("<QQIIIqiiQQd")
+    run: int
+    lease: Lease
+    score_sum: int
+    score_min: int
+    score_max: int
+    digest: int
+    model_bytes: int
+    seconds: float
+    payload: bytes
+
+
+@dataclass(frozen=True, slots=True)
+class Behind:
+    """Worker to head: the lease cannot be done, as the replica is at `replica_generation` (-1: none)."""
+
+    HEAD: ClassVar[struct.Struct] = struct.Struct("<QQIIIq")
+    run: int
+    lease: Lease
+    replica_generation: int
+
+
+Message = Order | Restore | LeaseResult | Behind
+_TYPES: dict[int, type[Message]] = {1: Order, 2: Restore, 3: LeaseResult, 4: Behind}
+
+
+def _lease_fields(lease: Lease) -> tuple[int, int, int, int]:
+    return lease.generation, lease.first_unit, lease.num_units, lease.attempt
+
+
+def encode(message: Message) -> bytes:
+    """The bytes of a message."""
+    match message:
+        case Order(run, lease, commits):
+            parts = [b"\1", struct.pack("<Q", run), _LEASE.pack(*_lease_fields(lease)), _BLOB.pack(len(commits))]
+            for commit in commits:
+                parts += [_COMMIT.pack(commit.generation, commit.threshold, len(commit.record)), commit.record]
+            return b"".join(parts)
+        case Restore(run, generation, digest, parameters):
+            return b"\2" + Restore.HEAD.pack(run, generation, digest) + _BLOB.pack(len(parameters)) + parameters
+        case LeaseResult():
+            m = message
+            sums = (m.score_sum, m.score_min, m.score_max, m.digest, m.model_bytes, m.seconds)
+            head = LeaseResult.HEAD.pack(m.run, *_lease_fields(m.lease), *sums)
+            return b"\3" + head + _BLOB.pack(len(m.payload)) + m.payload
+        case Behind(run, lease, replica_generation):
+            return b"\4" + Behind.HEAD.pack(run, *_lease_fields(lease), replica_generation)
+
+
+def decode(data: bytes) -> Message:
+    """The message of these bytes; raises `MessageError` if they are anything else."""
+    if not 1 <= len(data) <= MAX_MESSAGE_BYTES:
+        raise MessageError(f"a message of {len(data)} bytes is outside 1 .. {MAX_MESSAGE_BYTES}")
+    kind = _TYPES.get(data[0])
+    if kind is None:
+        raise MessageError(f"unknown message type {data[0]}")
+    reader = _Reader(data)
+    message: Message
+    if kind is Order:
+        (run,) = reader.take(struct.Struct("<Q"))
+        lease = Lease(*reader.take(_LEASE))
+        message = Order(run, lease, reader.commits())
+    elif kind is Restore:
+        run, generation, digest = reader.take(Restore.HEAD)
+        message = Restore(run, generation, digest, reader.blob())
+    elif kind is LeaseResult:
+        message = reader.result()
+    else:
+        run, generation, first, units, attempt, replica = reader.take(Behind.HEAD)
+        message = Behind(run, Lease(generation, first, units, attempt), replica)
+    reader.end()
+    return message
+
+
+class _Reader:
+    """Takes structs and byte strings from a message, never past its end."""
+
+    def __init__(self, data: bytes) -> None:
+        self._data = data
+        self._at = 1
+
+    def take(self, layout: struct.Struct) -> tuple[Any, ...]:
+        return layout.unpack(self.raw(layout.size))
+
+    def raw(self, size: int) -> bytes:
+        if size > len(self._data) - self._at:
+            raise MessageError(f"a message of {len(self._data)} bytes ends inside a field")
+        self._at += size
+        return self._data[self._at - size : self._at]
+
+    def blob(self) -> bytes:
+        (size,) = self.take(_BLOB)
+        return self.raw(size)
+
+    def commits(self) -> tuple[Commit, ...]:
+        (count,) = self.take(_BLOB)
+        if count > MAX_COMMITS:
+            raise MessageError(f"{count} commits in one order; the limit is {MAX_COMMITS}")
+        commits = []
+        for _ in range(count):
+            generation, threshold, size = self.take(_COMMIT)
+            commits.append(Commit(generation, threshold, self.raw(size)))
+        return tuple(commits)
+
+    def result(self) -> LeaseResult:
+        run, generation, first, units, attempt, *sums = self.take(LeaseResult.HEAD)
+        total, low, high, digest, model_bytes, seconds = sums
+        lease = Lease(generation, first, units, attempt)
+        return LeaseResult(run, lease, total, low, high, digest, model_bytes, seconds, self.blob())
+
+    def end(self) -> None:
+        if self._at != len(self._data):
+            raise MessageError(f"{len(self._data) - self._at} bytes after the end of a message")

@@ -1,0 +1,1 @@
+"""Models: the canonical list of tensors of each, and its initial values."""

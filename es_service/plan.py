@@ -1,0 +1,39 @@
+"""The cut of a generation into leases. It depends on the config only, never on which workers exist."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+__all__ = ["Plan"]
+
+_DEFAULT_LEASES = 4
+_LARGEST_DEFAULT = 8_192
+_TILE_PAIRS = 80
+"""Default leases are multiples of this: of 5 votes to a byte and of 16 pairs, a tile of the kernels."""
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """`units` cut into leases of `lease_units`; only the last may be smaller."""
+
+    units: int
+    lease_units: int
+
+    @classmethod
+    def of(cls, units: int, lease_units: int = 0) -> Plan:
+        """With lease_units = 0, a quarter of the units, at most 8,192."""
+        if not lease_units:
+            wanted = min(_LARGEST_DEFAULT, -(-units // _DEFAULT_LEASES))
+            lease_units = -(-wanted // _TILE_PAIRS) * _TILE_PAIRS
+        return cls(units, min(lease_units, -(-units // 5) * 5))
+
+    def __len__(self) -> int:
+        """Number of leases."""
+        return -(-self.units // self.lease_units)
+
+    def range(self, index: int) -> tuple[int, int]:
+        """(first unit, number of units) of lease `index`."""
+        if not 0 <= index < len(self):
+            raise IndexError(f"lease {index} of {len(self)}")
+        first = index * self.lease_units
+        return first, min(self.lease_units, self.units - first)

@@ -1,0 +1,42 @@
+"""From a config to what it stands for: the one place that maps each `kind` to its class."""
+
+from __future__ import annotations
+
+from es_service.algorithms.base import AbstractAlgorithm
+from es_service.algorithms.eggroll import Eggroll
+from es_service.config import RunConfig
+from es_service.models import egg
+from es_service.plan import Plan
+from es_service.types import EggShape, Int8Array, Layout
+
+__all__ = ["algorithm_of", "initial_parameters", "layout_of", "plan_of", "run_id", "shape_of"]
+
+
+def layout_of(config: RunConfig) -> Layout:
+    """Tensors of the run's model in canonical order."""
+    return egg.layout(config.model.width, config.model.layers)
+
+
+def shape_of(config: RunConfig) -> EggShape:
+    """Sizes that the forward kernels need."""
+    return EggShape(config.model.width, config.model.layers, config.algorithm.sigma_shift)
+
+
+def initial_parameters(config: RunConfig) -> Int8Array:
+    """Flat (P,) int8 parameters of generation 0, a function of the seed."""
+    return egg.initial_parameters(layout_of(config), config.seed)
+
+
+def algorithm_of(config: RunConfig) -> AbstractAlgorithm:
+    """The update rule of the run."""
+    return Eggroll(config.algorithm, layout_of(config), config.population, config.seed)
+
+
+def plan_of(config: RunConfig) -> Plan:
+    """The cut of every generation into leases."""
+    return Plan.of(algorithm_of(config).units, config.deployment.lease_pairs)
+
+
+def run_id(config: RunConfig) -> int:
+    """First 8 bytes of the spec hash: messages carry it, so that a worker of another run is never believed."""
+    return int(config.spec_hash[:16], 16)

@@ -1,0 +1,78 @@
+"""Opens a run: directory, journal, canonical parameters, pool, put together into a coordinator. No Ray."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from es_service import journal
+from es_service.aggregator import Aggregator, Canonical
+from es_service.config import RunConfig
+from es_service.coordinator import Coordinator
+from es_service.data import Corpus, evaluation_rows, load_corpus
+from es_service.data.segments import Segments
+from es_service.directory import RunDirectory
+from es_service.journal_writer import JournalWriter
+from es_service.keeper import Keeper
+from es_service.pools import Pool
+from es_service.problem import algorithm_of, initial_parameters, layout_of
+from es_service.replay import Replay
+from es_service.types import Ops
+
+__all__ = ["open_session", "with_corpus"]
+
+
+def with_corpus(config: RunConfig) -> tuple[RunConfig, Corpus]:
+    """The config with the content hash of its corpus, and the corpus; checks that the sizes go together."""
+    corpus = load_corpus(config.data)
+    segment = config.segment
+    Segments(corpus.train, config.population, segment.bytes, segment.burn_in, config.feeding)
+    evaluation_rows(corpus.held_out, config.deployment.evaluation_rows, segment.bytes)
+    data = config.data.model_copy(update={"content_hash": corpus.content_hash})
+    return config.model_copy(update={"data": data}), corpus
+
+
+def open_session(
+    config: RunConfig,
+    directory: RunDirectory,
+    resume: bool,
+    ops: Ops,
+    make_pool: Callable[[RunConfig, Corpus], Pool],
+) -> Coordinator:
+    """The coordinator of a new or resumed run. `config` has its content hash; the journal is locked from here on."""
+    config, corpus = with_corpus(config)
+    writer, start = _resume(config, directory, ops) if resume else _begin(config, directory, ops)
+    try:
+        rows_SW = evaluation_rows(corpus.held_out, config.deployment.evaluation_rows, config.segment.bytes)
+        keeper = Keeper(config, directory, ops, rows_SW)
+        aggregator = Aggregator(algorithm_of(config), layout_of(config), ops, start, keeper.after)
+        return Coordinator(config, directory, writer, aggregator, keeper, make_pool(config, corpus))
+    except BaseException:
+        writer.close()
+        raise
+
+
+def _begin(config: RunConfig, directory: RunDirectory, ops: Ops) -> tuple[JournalWriter, Canonical]:
+    directory.create(config)
+    parameters_P = initial_parameters(config)
+    digest = ops.digest(layout_of(config), parameters_P)
+    writer = JournalWriter.create(directory.journal_path, journal.Header(config.spec, digest))
+    return writer, Canonical(0, parameters_P, digest)
+
+
+def _resume(config: RunConfig, directory: RunDirectory, ops: Ops) -> tuple[JournalWriter, Canonical]:
+    """The last committed generation, from the nearest keyframe and the votes after it."""
+    writer, contents = JournalWriter.open(directory.journal_path, config.spec)
+    try:
+        directory.write_config(config)
+        directory.stop_path.unlink(missing_ok=True)
+        if contents.torn_bytes:
+            directory.log_event("torn_tail", bytes=contents.torn_bytes, reason=contents.torn)
+        replay = Replay(contents, config, directory, ops)
+        canonical = replay.rebuild(len(contents.commits))
+        for problem in replay.problems:
+            directory.log_event("keyframe_skipped", reason=problem)
+        directory.log_event("resumed", generation=canonical.generation)
+        return writer, canonical
+    except BaseException:
+        writer.close()
+        raise

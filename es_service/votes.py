@@ -1,0 +1,58 @@
+"""Packing of votes, five to a byte (specs/formats.md, Votes).
+
+Digit 0, 1, 2 stands for vote 0, +1, -1; byte = sum over k of digit_k 3^k, the first vote in k = 0; the last byte is
+padded with digit 0. Suffix: Q votes.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+
+from es_service.errors import MessageError
+from es_service.types import Int8Array
+
+__all__ = ["VOTES_PER_BYTE", "pack", "packed_size", "unpack"]
+
+VOTES_PER_BYTE = 5
+_WEIGHTS = np.array([1, 3, 9, 27, 81], np.uint8)
+_END = 3**VOTES_PER_BYTE
+
+
+def _table() -> Int8Array:
+    digits = np.arange(256)[:, None] // _WEIGHTS % 3
+    return np.where(digits == 2, -1, digits).astype(np.int8)
+
+
+_TABLE: Int8Array = _table()
+"""(256, 5) int8: the votes in each byte; rows from 243 on are never read."""
+_TABLE.setflags(write=False)
+
+
+def packed_size(count: int) -> int:
+    """Bytes that `count` votes take."""
+    return -(-count // VOTES_PER_BYTE)
+
+
+def pack(votes_Q: Int8Array) -> bytes:
+    """Pack votes (Q,) int8 in {-1, 0, +1} into `packed_size(Q)` bytes; raise `MessageError` on anything else."""
+    if votes_Q.dtype != np.int8 or votes_Q.ndim != 1:
+        raise MessageError(f"votes are {votes_Q.dtype} of shape {votes_Q.shape}: give int8 of shape (Q,)")
+    if votes_Q.size and (votes_Q.min() < -1 or votes_Q.max() > 1):
+        raise MessageError("votes must be -1, 0 or +1")
+    digits = np.zeros((packed_size(votes_Q.size), VOTES_PER_BYTE), np.uint8)
+    digits.reshape(-1)[: votes_Q.size] = votes_Q % 3
+    packed: bytes = (digits @ _WEIGHTS).tobytes()
+    return packed
+
+
+def unpack(packed: bytes, count: int) -> Int8Array:
+    """Return the `count` votes in `packed`, (count,) int8; raise `MessageError` unless `pack` could have made it."""
+    if count < 0 or len(packed) != packed_size(count):
+        raise MessageError(f"{len(packed)} bytes cannot hold exactly {count} votes, which take {packed_size(count)}")
+    bytes_B = np.frombuffer(packed, np.uint8)
+    if count and bytes_B.max() >= _END:
+        raise MessageError(f"byte {int(np.argmax(bytes_B >= _END))} of the packed votes is {_END} or more")
+    votes = _TABLE[bytes_B].reshape(-1)
+    if votes[count:].any():
+        raise MessageError(f"the padding after {count} packed votes is not zero")
+    return votes[:count]

@@ -1,0 +1,1 @@
+"""Workers: evaluators, their kernels and their Ray shell."""

@@ -1,0 +1,47 @@
+"""The Ray shell of the evaluator: one actor a worker."""
+
+from __future__ import annotations
+
+import socket
+
+import ray
+
+from es_service import __version__
+from es_service.config import RunConfig
+from es_service.data import load_corpus
+from es_service.errors import BackendError, MessageError
+from workers import ops
+from workers.evaluator import Evaluator
+
+__all__ = ["WorkerActor"]
+
+
+class WorkerActor:
+    """Made by the pool. `start` does what can fail, so that its errors arrive as they were raised."""
+
+    def __init__(self, config_json: str, version: str) -> None:
+        self._config_json = config_json
+        self._version = version
+        self._evaluator: Evaluator | None = None
+
+    def start(self) -> str:
+        """Load the corpus and the kernels; one line about this worker.
+
+        `load_corpus` refuses a corpus whose content hash is not the run's.
+        """
+        if self._version != __version__:
+            raise BackendError(
+                f"{socket.gethostname()} has es-service {__version__} and the head {self._version}: install the same"
+            )
+        config = RunConfig.model_validate_json(self._config_json)
+        worker = config.deployment.worker
+        kernels, why = ops.resolve(worker.backend, worker.threads)
+        self._evaluator = Evaluator(config, load_corpus(config.data).train, kernels)
+        node = ray.get_runtime_context().get_node_id()[:8]
+        return f"{socket.gethostname()} node {node}, {worker.threads} threads, {why}"
+
+    def handle(self, data: bytes) -> bytes:
+        """Answer one message."""
+        if self._evaluator is None:
+            raise MessageError("this worker has not been started")
+        return self._evaluator.handle(data)

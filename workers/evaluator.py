@@ -1,0 +1,94 @@
+"""What a worker does, without Ray: bytes of a message in, bytes of the answer out."""
+
+from __future__ import annotations
+
+import time
+
+import numpy as np
+
+from es_service.config import RunConfig
+from es_service.errors import DivergenceError, MessageError
+from es_service.messages import Behind, Commit, Lease, LeaseResult, Message, Order, Restore, decode, encode
+from es_service.problem import algorithm_of, initial_parameters, layout_of, run_id
+from es_service.types import Int8Array, Ops, UInt8Array
+from workers.tasks.egg_lm import EggLanguageModel
+
+__all__ = ["Evaluator"]
+
+
+class Evaluator:
+    """A replica of the parameters and the task. Everything it holds can be rebuilt from a `Restore` and commits."""
+
+    def __init__(self, config: RunConfig, train: UInt8Array, ops: Ops) -> None:
+        self.config = config
+        self.ops = ops
+        self.task = EggLanguageModel(config, train, ops)
+        self.algorithm = algorithm_of(config)
+        self.layout = layout_of(config)
+        self.run = run_id(config)
+        self.generation = -1
+        self._parameters_P: Int8Array | None = None
+        self._digest = 0
+
+    def handle(self, data: bytes) -> bytes:
+        """Answer one message: a `Restore` with nothing, an `Order` with `LeaseResult` or `Behind`."""
+        message: Message = decode(data)
+        if not isinstance(message, Order | Restore):
+            raise MessageError(f"a worker takes orders and restores, not {type(message).__name__}")
+        if message.run != self.run:
+            raise MessageError("this message belongs to another run")
+        if isinstance(message, Restore):
+            self.restore(message)
+            return b""
+        return encode(self.work(message))
+
+    def restore(self, message: Restore) -> None:
+        """Replace the replica."""
+        if message.parameters:
+            if len(message.parameters) != self.layout.size:
+                raise MessageError(f"{len(message.parameters)} parameters, the model has {self.layout.size}")
+            parameters_P = np.frombuffer(message.parameters, np.int8).copy()
+        else:
+            parameters_P = initial_parameters(self.config)
+        digest = self.ops.digest(self.layout, parameters_P)
+        if digest != message.digest:
+            raise DivergenceError(f"generation {message.generation} arrived with digest {digest:016x}")
+        self._take(parameters_P, message.generation, digest)
+
+    def work(self, order: Order) -> LeaseResult | Behind:
+        """Apply the commits that are new, then evaluate the lease."""
+        for commit in order.commits:
+            if commit.generation == self.generation:
+                self.advance(commit)
+        if self.generation != order.lease.generation:
+            return Behind(self.run, order.lease, self.generation)
+        return self.evaluate(order.lease)
+
+    def advance(self, commit: Commit) -> None:
+        """Go from one generation to the next."""
+        assert self._parameters_P is not None
+        self.algorithm.update(self.ops, self._parameters_P, commit.generation, commit.threshold, commit.record)
+        digest = self.ops.digest(self.layout, self._parameters_P)
+        self._take(self._parameters_P, commit.generation + 1, digest)
+
+    def evaluate(self, lease: Lease) -> LeaseResult:
+        """Scores, votes and sums of a lease's members."""
+        began = time.perf_counter()
+        scores_M, model_bytes = self.task.scores(lease.generation, lease.first_unit, lease.num_units)
+        return LeaseResult(
+            run=self.run,
+            lease=lease,
+            score_sum=int(scores_M.sum(dtype="int64")),
+            score_min=int(scores_M.min()),
+            score_max=int(scores_M.max()),
+            digest=self._digest,
+            model_bytes=model_bytes,
+            seconds=time.perf_counter() - began,
+            payload=self.algorithm.encode(scores_M),
+        )
+
+    def _take(self, parameters_P: Int8Array, generation: int, digest: int) -> None:
+        self._parameters_P = parameters_P
+        self.generation = generation
+        self._digest = digest
+        self.task.prepare(parameters_P)

@@ -1,0 +1,54 @@
+"""Workers inside this process, without Ray: the same port as the Ray pool. One message is handled in each poll."""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Callable, Sequence
+
+from es_service.errors import ServiceError
+from es_service.pools import Gone, PoolEvent, Ready, Reply
+from workers.evaluator import Evaluator
+
+__all__ = ["LocalPool"]
+
+
+def _first(workers: Sequence[str]) -> str:
+    return workers[0]
+
+
+class LocalPool:
+    """Evaluators by name. `choose` picks which works next among those with messages waiting; by default, in turn."""
+
+    def __init__(self, evaluators: dict[str, Evaluator], choose: Callable[[Sequence[str]], str] = _first) -> None:
+        self._evaluators = dict(evaluators)
+        self._choose = choose
+        self._queues: dict[str, deque[bytes]] = {name: deque() for name in evaluators}
+        self._events: list[PoolEvent] = [
+            Ready(name, f"in this process, {evaluator.ops.name}") for name, evaluator in evaluators.items()
+        ]
+
+    def send(self, worker: str, data: bytes) -> None:
+        """Queue one message."""
+        if worker in self._queues:
+            self._queues[worker].append(data)
+
+    def poll(self, timeout: float) -> list[PoolEvent]:  # noqa: ARG002 - never waits, as it does the work itself
+        """Handle one message of one worker."""
+        events, self._events = self._events, []
+        waiting = [name for name, queue in self._queues.items() if queue]
+        if not events and waiting:
+            name = self._choose(waiting)
+            self._queues[name] = self._queues.pop(name)
+            events.append(self._handle(name, self._queues[name].popleft()))
+        return events
+
+    def _handle(self, name: str, data: bytes) -> PoolEvent:
+        try:
+            return Reply(name, self._evaluators[name].handle(data))
+        except ServiceError as error:
+            del self._queues[name]
+            return Gone(name, str(error))
+
+    def close(self) -> None:
+        """Drop what is queued."""
+        self._queues.clear()

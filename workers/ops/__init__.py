@@ -1,0 +1,49 @@
+"""Array kernels, one module or package a backend; `reference` is the definition."""
+
+from __future__ import annotations
+
+import importlib
+
+from es_service.errors import BackendError
+from es_service.types import Ops
+
+__all__ = ["BACKENDS", "resolve", "why_not"]
+
+BACKENDS = {
+    "native": "workers.ops.native:NativeOps",
+    "reference": "workers.ops.reference:ReferenceOps",
+}
+"""Backends in the order in which `auto` takes them."""
+
+
+def resolve(backend: str, threads: int = 1) -> tuple[Ops, str]:
+    """The kernels of a backend, and one line that says which they are and why; raises `BackendError`."""
+    if backend != "auto":
+        return _load(backend, threads), f"{backend}: as the config says"
+    reasons: list[str] = []
+    for name in BACKENDS:
+        reason = why_not(name)
+        if not reason:
+            return _load(name, threads), f"{name}: {'; '.join(reasons) or 'the fastest this machine can run'}"
+        reasons.append(f"no {name} ({reason})")
+    raise BackendError(f"no backend can run here: {'; '.join(reasons)}")
+
+
+def why_not(backend: str) -> str:
+    """Why this machine cannot run a backend; empty if it can."""
+    try:
+        _load(backend, 1)
+    except BackendError as error:
+        return str(error)
+    return ""
+
+
+def _load(backend: str, threads: int) -> Ops:
+    if backend not in BACKENDS:
+        raise BackendError(f"backend {backend!r} is not part of this version; there are {', '.join(BACKENDS)}")
+    module, _, name = BACKENDS[backend].partition(":")
+    try:
+        ops: Ops = getattr(importlib.import_module(module), name)(threads)
+    except ImportError as error:
+        raise BackendError(f"backend {backend!r} is not installed here: {error}") from error
+    return ops

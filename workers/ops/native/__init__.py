@@ -1,0 +1,144 @@
+"""Native CPU kernels: C++ for several instruction sets, one of which is chosen when a backend is made.
+
+`ES_SERVICE_ISA` (portable, avx2, avx512vnni, amx) forces one; without it the best that the CPU has is taken.
+"""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from es_service.errors import BackendError
+from es_service.types import (
+    EggShape,
+    Int8Array,
+    Int32Array,
+    Layout,
+    Noise,
+    NoiseAddress,
+    UInt8Array,
+)
+from workers.ops.base import AbstractOps
+from workers.ops.native import _kernels
+
+__all__ = ["ISA_VARIABLE", "NativeOps", "PackedEgg", "choose_isa", "detect"]
+
+ISA_VARIABLE = "ES_SERVICE_ISA"
+MAX_RANK = 64
+
+
+def detect() -> dict[str, bool]:
+    """Every instruction set built in, slowest first, and whether this CPU has it."""
+    return dict(_kernels.detect())
+
+
+def choose_isa(isa: str | None = None) -> str:
+    """The instruction set to use: `isa`, or that of `ES_SERVICE_ISA`, or the best of this CPU.
+
+    Raises:
+        BackendError: the one asked for is unknown, or the CPU lacks it.
+    """
+    available = detect()
+    wanted = isa or os.environ.get(ISA_VARIABLE) or None
+    if wanted is None:
+        return [name for name, present in available.items() if present][-1]
+    if not available.get(wanted, False):
+        usable = ", ".join(name for name, present in available.items() if present)
+        reason = "this CPU lacks it" if wanted in available else "no such instruction set was built"
+        raise BackendError(f"instruction set {wanted} (argument or {ISA_VARIABLE}): {reason}; usable here: {usable}")
+    return wanted
+
+
+@dataclass(frozen=True)
+class PackedEgg:
+    """A snapshot of the parameters, packed for one instruction set."""
+
+    shape: EggShape
+    packed: _kernels.Model
+
+
+class NativeOps(AbstractOps):
+    """The C++ kernels. `isa` is the instruction set in use; see `choose_isa` for how it is chosen."""
+
+    name = "native"
+
+    def __init__(self, threads: int = 1, isa: str | None = None) -> None:
+        super().__init__(threads)
+        self.isa = choose_isa(isa)
+        self._backend = _kernels.Backend(self.isa, threads)
+
+    def _noise(self, layout: Layout, rank: int, address: NoiseAddress, first_unit: int, num_units: int) -> Noise:
+        factors, products = layout.noise_sizes(rank)
+        factors_QF = np.empty((num_units, factors), np.int8)
+        products_QV = np.empty((num_units, products), np.int16)
+        table = _tensor_table(layout, rank)
+        self._backend.noise(table, rank, address.seed, address.epoch, first_unit, factors_QF, products_QV)
+        return Noise(rank, factors_QF, products_QV)
+
+    def _prepare(self, shape: EggShape, parameters_P: Int8Array) -> PackedEgg:
+        return PackedEgg(shape, self._backend.prepare(shape.width, shape.layers, shape.sigma_shift, parameters_P))
+
+    def _member_scores(
+        self,
+        model: Any,
+        noise: Noise,
+        rows_SW: UInt8Array,
+        row_of_pair_Q: Int32Array,
+        burn_in: int,
+        state_MLD: Int8Array | None,
+    ) -> Int32Array:
+        scores_M = np.empty(2 * len(row_of_pair_Q), np.int32)
+        self._forward(model, noise, rows_SW, row_of_pair_Q, burn_in, state_MLD, scores_M, None)
+        return scores_M
+
+    def _scores(self, model: Any, rows_SW: UInt8Array, burn_in: int, state_SLD: Int8Array | None) -> Int32Array:
+        scores_S = np.empty(len(rows_SW), np.int32)
+        self._forward(model, None, rows_SW, None, burn_in, state_SLD, scores_S, None)
+        return scores_S
+
+    def _logits(self, model: Any, tokens_S: UInt8Array, state_SLD: Int8Array, noise: Noise | None) -> Int8Array:
+        logits_SV = np.empty((len(tokens_S), 256), np.int8)
+        self._forward(model, noise, tokens_S[:, None], None, 0, state_SLD, None, logits_SV)
+        return logits_SV
+
+    def _forward(
+        self,
+        model: PackedEgg,
+        noise: Noise | None,
+        rows_SW: UInt8Array,
+        row_of_pair_Q: Int32Array | None,
+        burn_in: int,
+        state: Int8Array | None,
+        scores: Int32Array | None,
+        logits: Int8Array | None,
+    ) -> None:
+        rank, factors, products = (noise.rank, noise.factors_QF, noise.products_QV) if noise else (0, None, None)
+        if rank > MAX_RANK:
+            raise BackendError(f"rank {rank}: the native kernels take up to {MAX_RANK}")
+        self._backend.forward(model.packed, rank, factors, products, rows_SW, row_of_pair_Q, burn_in, state, scores, logits)
+
+    def _accumulate(
+        self, layout: Layout, noise: Noise, votes_Q: Int8Array, sign_noise: bool, sums_P: Int32Array
+    ) -> None:
+        table = _tensor_table(layout, noise.rank)
+        self._backend.accumulate(table, noise.rank, noise.factors_QF, noise.products_QV, votes_Q, sign_noise, sums_P)
+
+    def _apply(self, parameters_P: Int8Array, sums_P: Int32Array, threshold: int) -> int:
+        return self._backend.apply(parameters_P, sums_P, threshold)
+
+    def _digest(self, layout: Layout, parameters_P: Int8Array) -> int:
+        return self._backend.digest(_tensor_table(layout, 1), parameters_P)
+
+
+def _tensor_table(layout: Layout, rank: int) -> npt.NDArray[np.int64]:
+    """(tensors, 6) int64: out (0 for a vector), in, offset, first, second, index."""
+    rows = [
+        (*(slot.tensor.shape if slot.tensor.kind == "matrix" else (0, slot.tensor.size)),)
+        + (slot.tensor.offset, slot.first, slot.second, slot.tensor.index)
+        for slot in layout.noise_slots(rank)
+    ]
+    return np.array(rows, np.int64)

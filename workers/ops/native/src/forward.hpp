@@ -1,0 +1,514 @@
+// EGG over a tile of members: all layers and all bytes in one pass, activations resident in cache.
+//
+// A tile is `groups` groups of W pairs; a group runs its even members in one vector of lanes and its odd
+// members in a second ("half" 0 and 1), which share the noise. Without noise the halves are 2 W rows of text.
+// Buffers indexed [half] below have 2 * groups entries. Arithmetic and names: specs/egg.md.
+#pragma once
+
+#include "egg_layout.hpp"
+#include "lse.hpp"
+#include "simd.hpp"
+
+namespace es {
+namespace {
+
+// The packed model: embedding, vectors, then the panels of each matrix.
+template <class I>
+struct Model {
+    int8_t* embedding;
+    int8_t* vectors;
+    uint8_t* panels;
+
+    Model(const Shape& s, Arena& arena) {
+        embedding = arena.take<int8_t>(size_t(kVocabulary) * size_t(s.width));
+        vectors = arena.take<int8_t>(size_t(num_vectors(s)) * size_t(s.width));
+        size_t bytes = 0;
+        for (int m = 0; m < num_matrices(s); ++m) bytes += matrix_bytes(matrix_at(s, m));
+        panels = arena.take<uint8_t>(bytes);
+    }
+    static size_t matrix_bytes(const Matrix& m) {
+        return size_t((m.out + I::kRows - 1) / I::kRows) * I::panel_bytes(m.in);
+    }
+};
+
+template <class I>
+size_t model_bytes(const Shape& s) {
+    Arena arena{nullptr};
+    Model<I> model(s, arena);
+    return arena.used;
+}
+
+template <class I>
+void pack_model(const Shape& s, const int8_t* parameters, uint8_t* packed) {
+    Arena arena{packed};
+    Model<I> model(s, arena);
+    size_t d = size_t(s.width);
+    memcpy(model.embedding, parameters, kVocabulary * d);
+    for (int v = 0; v < num_vectors(s); ++v) memcpy(model.vectors + size_t(v) * d, parameters + vector_at(s, v), d);
+    uint8_t* panel = model.panels;
+    for (int m = 0; m < num_matrices(s); ++m) {
+        Matrix matrix = matrix_at(s, m);
+        for (int row = 0; row < matrix.out; row += I::kRows, panel += I::panel_bytes(matrix.in)) {
+            const int present = matrix.out - row < I::kRows ? matrix.out - row : I::kRows;
+            I::pack_panel(parameters + matrix.weights + size_t(row) * size_t(matrix.in), present, matrix.in, panel);
+        }
+    }
+}
+
+// Everything a tile holds. RANK: 0 without noise, 1, or -1 for any rank.
+template <class I, int RANK>
+struct Tile {
+    static constexpr int W = I::W;
+    using I32 = typename I::I32;
+    using I16 = typename I::I16;
+    using F32 = typename I::F32;
+    using Quad = typename I::Quad;
+    using Operand = typename I::Operand;
+
+    // Noise of one matrix for one group.
+    struct MatrixNoise {
+        I32* start;  // [rank], what a dot product with B starts from
+        Quad* b;     // [rank][in / 4]
+        int8_t* a;   // [rank][out][W]
+    };
+
+    const Forward& f;
+    const int groups, halves, quads, rank;
+    const size_t first;
+    const int noise_shift;
+    Arena arena;
+    Model<I> model;
+
+    Quad *x, *state, *normed, *y0, *y1, *gate, *hidden, *vectors, *embedding_b;
+    Operand *left, *right, *wide;
+    uint8_t* noise;
+    size_t noise_stride;  // bytes of one group
+    size_t* noise_offset; // [matrix]
+    const uint8_t** text; // [half * W]
+    int32_t* total;       // [half * W]
+
+    Tile(const Forward& forward, size_t first_unit, int num_groups, uint8_t* scratch, Arena packed)
+        : f(forward), groups(num_groups), halves(2 * num_groups), quads(forward.shape.width / 4),
+          rank(RANK < 0 ? forward.rank : RANK), first(first_unit), noise_shift(4 + forward.shape.sigma_shift),
+          arena{scratch}, model(forward.shape, packed) {
+        const Shape& s = f.shape;
+        size_t h = size_t(halves), padded = size_t((s.width + 63) / 64 * 16);
+        x = arena.take<Quad>(h * padded), normed = arena.take<Quad>(padded);
+        y0 = arena.take<Quad>(h * max_quads(padded)), y1 = arena.take<Quad>(h * padded);
+        gate = arena.take<Quad>(h * padded), hidden = arena.take<Quad>(h * 4 * padded);
+        state = arena.take<Quad>(size_t(s.layers) * h * padded);
+        left = arena.take<Operand>(h * padded), right = arena.take<Operand>(h * padded);
+        wide = arena.take<Operand>(h * 4 * padded);
+        vectors = arena.take<Quad>(h * size_t(num_vectors(s)) * size_t(quads));
+        text = arena.take<const uint8_t*>(h * W), total = arena.take<int32_t>(h * W);
+        noise_offset = arena.take<size_t>(size_t(num_matrices(s)) + 1);
+        noise_stride = 0;
+        if (RANK) {
+            embedding_b = arena.take<Quad>(size_t(groups * rank * quads));
+            lay_out_noise();
+            noise = arena.take<uint8_t>(noise_stride * size_t(groups));
+        }
+    }
+
+    static size_t max_quads(size_t padded) { return padded > kVocabulary / 4 ? padded : kVocabulary / 4; }
+
+    void lay_out_noise() {
+        for (int m = 0; m < num_matrices(f.shape); ++m) {
+            Matrix matrix = matrix_at(f.shape, m);
+            if (arena.base) noise_offset[m] = noise_stride;
+            noise_stride += size_t(rank) * (sizeof(I32) + size_t(matrix.in + matrix.out) * W);
+            noise_stride = (noise_stride + 63) / 64 * 64;
+        }
+    }
+
+    MatrixNoise noise_of(int group, int index) const {
+        Matrix matrix = matrix_at(f.shape, index);
+        uint8_t* at = noise + noise_stride * size_t(group) + noise_offset[index];
+        Quad* b = (Quad*)(at + size_t(rank) * sizeof(I32));
+        return {(I32*)at, b, (int8_t*)(b + size_t(rank * matrix.in / 4))};
+    }
+
+    // Member of a lane; the caller checks that it exists.
+    size_t member(int half, int lane) const {
+        if (!RANK) return first + size_t(half * W + lane);
+        return 2 * (first + size_t(half / 2 * W + lane)) + size_t(half & 1);
+    }
+    size_t num_members() const { return RANK ? 2 * f.units : f.units; }
+    bool exists(int half, int lane) const { return member(half, lane) < num_members(); }
+
+    // ---- once a tile -------------------------------------------------------------------------------------
+
+    const int8_t* factors_of(int group, int lane) const {
+        size_t unit = first + size_t(group * W + lane);
+        return unit < f.units ? f.factors + unit * f.factor_stride : nullptr;
+    }
+
+    // out[k][lane][4] = source of that lane; lanes without a member get zeros.
+    void pack_quads(int group, size_t offset, int count, Quad* out) const {
+        for (int lane = 0; lane < W; ++lane) {
+            const int8_t* source = factors_of(group, lane);
+            uint8_t* to = (uint8_t*)out + 4 * lane;
+            for (int k = 0; k < count; ++k, to += 4 * W) {
+                if (source) memcpy(to, source + offset + 4 * size_t(k), 4);
+                else memset(to, 0, 4);
+            }
+        }
+    }
+
+    void pack_bytes(int group, size_t offset, int count, int8_t* out) const {
+        for (int lane = 0; lane < W; ++lane) {
+            const int8_t* source = factors_of(group, lane);
+            for (int k = 0; k < count; ++k) out[k * W + lane] = source ? source[offset + size_t(k)] : int8_t{0};
+        }
+    }
+
+    void pack_noise() {
+        size_t width = size_t(f.shape.width), scale = size_t(rank);
+        for (int g = 0; g < groups; ++g) {
+            pack_quads(g, scale * kVocabulary, rank * quads, embedding_b + g * rank * quads);
+            for (int m = 0; m < num_matrices(f.shape); ++m) {
+                Matrix matrix = matrix_at(f.shape, m);
+                MatrixNoise n = noise_of(g, m);
+                pack_bytes(g, scale * matrix.factors, rank * matrix.out, n.a);
+                pack_quads(g, scale * (matrix.factors + size_t(matrix.out)), rank * matrix.in / 4, n.b);
+                for (int r = 0; r < rank; ++r) n.start[r] = -I::kDotOffset * sum_of(n.b + r * matrix.in / 4, matrix.in / 4);
+            }
+        }
+        (void)width;
+    }
+
+    static I32 sum_of(const Quad* values, int count) {
+        I32 sum = {};
+        for (int k = 0; k < count; ++k) {
+            I16 pair = I::even(values[k]) + I::odd(values[k]);
+            sum += I::low(pair) + I::high(pair);
+        }
+        return sum;
+    }
+
+    // vectors[half][index][quad] = c(p + ((sign u v) >> S)), constant over the bytes.
+    void perturb_vectors() {
+        int width = f.shape.width, count = num_vectors(f.shape);
+        for (int half = 0; half < halves; ++half)
+            for (int lane = 0; lane < W; ++lane) {
+                bool noisy = RANK && exists(half, lane);
+                const int16_t* products = noisy ? f.products + member(half, lane) / 2 * f.product_stride : nullptr;
+                int8_t* to = (int8_t*)(vectors + half * count * quads) + 4 * lane;
+                for (int j = 0; j < count * width; ++j) {
+                    int term = noisy ? (half & 1 ? -products[j] : products[j]) >> noise_shift : 0;
+                    int value = model.vectors[j] + term;
+                    to[j / 4 * 4 * W + j % 4] = int8_t(value > 127 ? 127 : value < -127 ? -127 : value);
+                }
+            }
+    }
+
+    void find_text() {
+        for (int half = 0; half < halves; ++half)
+            for (int lane = 0; lane < W; ++lane) {
+                size_t m = exists(half, lane) ? member(half, lane) : member(0, 0);
+                size_t row = f.row_of_pair ? size_t(f.row_of_pair[m / 2]) : m;
+                text[half * W + lane] = f.rows + row * f.row_bytes;
+                total[half * W + lane] = 0;
+            }
+    }
+
+    Quad* state_of(int layer, int half) { return state + (layer * halves + half) * quads; }
+
+    template <class Copy>
+    void each_state(Copy copy) {
+        size_t row = size_t(f.shape.width);
+        for (int layer = 0; layer < f.shape.layers; ++layer)
+            for (int half = 0; half < halves; ++half)
+                for (int lane = 0; lane < W; ++lane) {
+                    uint8_t* packed = (uint8_t*)state_of(layer, half) + 4 * lane;
+                    int8_t* outside = nullptr;
+                    if (f.state && exists(half, lane))
+                        outside = f.state + (member(half, lane) * size_t(f.shape.layers) + size_t(layer)) * row;
+                    for (int k = 0; k < quads; ++k) copy(packed + 4 * W * k, outside ? outside + 4 * k : nullptr);
+                }
+    }
+
+    void load_state() {
+        each_state([](uint8_t* packed, int8_t* outside) {
+            if (outside) memcpy(packed, outside, 4);
+            else memset(packed, 0, 4);
+        });
+    }
+    void store_state() {
+        each_state([](uint8_t* packed, int8_t* outside) {
+            if (outside) memcpy(outside, packed, 4);
+        });
+    }
+
+    // ---- once a byte -------------------------------------------------------------------------------------
+
+    void reset_states(int half, int64_t step) {
+        I32 keep;
+        bool any = false;
+        for (int lane = 0; lane < W; ++lane) {
+            bool separator = text[half * W + lane][step] == 0;
+            keep[lane] = separator ? 0 : -1;
+            any |= separator;
+        }
+        if (!any) return;
+        for (int layer = 0; layer < f.shape.layers; ++layer) {
+            Quad* s = state_of(layer, half);
+            for (int k = 0; k < quads; ++k) s[k] &= (Quad)keep;
+        }
+    }
+
+    void embed(int half, int64_t step) {
+        Quad* to = x + half * quads;
+        for (int lane = 0; lane < W; ++lane) {
+            const int8_t* row = model.embedding + size_t(text[half * W + lane][step]) * size_t(f.shape.width);
+            for (int k = 0; k < quads; ++k) memcpy((uint8_t*)(to + k) + 4 * lane, row + 4 * k, 4);
+        }
+        I32 a[RANK < 0 ? 64 : 1];
+        for (int r = 0; r < rank; ++r) {
+            for (int lane = 0; lane < W; ++lane) {
+                const int8_t* source = factors_of(half / 2, lane);
+                int value = source ? source[size_t(r) * kVocabulary + text[half * W + lane][step]] : 0;
+                a[r][lane] = half & 1 ? -value : value;
+            }
+        }
+        const Quad* b = RANK ? embedding_b + half / 2 * rank * quads : nullptr;
+        for (int k = 0; k < quads; ++k) {
+            I32 part[4];
+            for (int j = 0; j < 4; ++j) {
+                I32 sum = {};
+                for (int r = 0; r < rank; ++r) sum += a[r] * byte_of(b[r * quads + k], j);
+                part[j] = byte_of(to[k], j) + (sum >> noise_shift);
+            }
+            to[k] = I::clip_quad(part[0], part[1], part[2], part[3]);
+        }
+    }
+
+    static ES_INLINE I32 byte_of(Quad quad, int j) { return ((I32)quad << (24 - 8 * j)) >> 24; }
+
+    // c((x w) div max(1, (sum |x|) div D)).
+    void layer_norm(int half, int vector, const Quad* from, Quad* to) {
+        const Quad* w = vectors + (half * num_vectors(f.shape) + vector) * quads;
+        I16 evens = {}, odds = {};  // at most 256 * 127 each
+        for (int k = 0; k < quads; ++k) {
+            I16 even = I::even(from[k]), odd = I::odd(from[k]);
+            evens += I::greatest(even, -even), odds += I::greatest(odd, -odd);
+        }
+        I32 sum = I::low(evens) + I::high(evens) + I::low(odds) + I::high(odds);
+        I32 mean = I::floor((I::to_float(sum) + 0.5f) * (1.0f / float(f.shape.width)));
+        F32 reciprocal = 1.0f / I::to_float(I::greatest(mean, I::broadcast(1)));
+        F32 half_step = 0.5f * reciprocal;
+        for (int k = 0; k < quads; ++k) {
+            I16 even = I::even(from[k]) * I::even(w[k]), odd = I::odd(from[k]) * I::odd(w[k]);
+            I32 a = I::floor(I::to_float(I::low(even)) * reciprocal + half_step);
+            I32 b = I::floor(I::to_float(I::low(odd)) * reciprocal + half_step);
+            I32 c = I::floor(I::to_float(I::high(even)) * reciprocal + half_step);
+            I32 d = I::floor(I::to_float(I::high(odd)) * reciprocal + half_step);
+            to[k] = I::clip_quad(a, b, c, d);
+        }
+    }
+
+    void normed_operand(int half, int vector, const Quad* from, Operand* to) {
+        layer_norm(half, vector, from, normed);
+        I::expand(normed, quads, to);
+    }
+
+    // y[half][out / 4] = c(acc div (16 isqrt(in))), acc = W x + ((sum_r (x . B_r) (sign A_r)) >> S).
+    // in_stride: operands between halves of `in`.
+    void matmul(int index, const uint8_t* panel, const Operand* in, Quad* y) {
+        const Matrix matrix = matrix_at(f.shape, index);
+        const Divisor divisor = divisor_for(matrix.in);
+        const size_t bytes = I::panel_bytes(matrix.in);
+        const int in_quads = matrix.in / 4, out_quads = matrix.out / 4;
+        I32 dots[kMaxHalves][RANK < 0 ? kMaxRank : 1];
+        const int8_t* a[kMaxHalves / 2];
+        if (RANK) {
+            for (int g = 0; g < groups; ++g) {
+                MatrixNoise n = noise_of(g, index);
+                a[g] = n.a;
+                for (int r = 0; r < rank; ++r) {
+                    const Operand *x0 = in + 2 * g * in_quads, *x1 = x0 + in_quads;
+                    I32 even = n.start[r], odd = n.start[r];
+                    const Quad* b = n.b + r * in_quads;
+                    for (int k = 0; k < in_quads; ++k) even = I::dot(even, x0[k], b[k]), odd = I::dot(odd, x1[k], b[k]);
+                    dots[2 * g][r] = even, dots[2 * g + 1][r] = -odd;
+                }
+            }
+        }
+        for (int row = 0; row < matrix.out; row += I::kRows, panel += bytes) {
+            for (int g = 0; g < groups; ++g) {
+                I32 acc[I::kRows][2];
+                const Operand* x0 = in + 2 * g * in_quads;
+                I::gemm(panel, x0, x0 + in_quads, matrix.in, acc);
+                Quad* to = y + 2 * g * out_quads + row / 4;
+                for (int i = 0; i < I::kRows && row + i < matrix.out; i += 4) {
+                    if (RANK) add_noise(acc + i, a[g] + (row + i) * W, matrix.out, dots[2 * g], dots[2 * g + 1]);
+                    to[i / 4] = I::divide_quad(acc[i][0], acc[i + 1][0], acc[i + 2][0], acc[i + 3][0], divisor);
+                    to[i / 4 + out_quads] = I::divide_quad(acc[i][1], acc[i + 1][1], acc[i + 2][1], acc[i + 3][1], divisor);
+                }
+            }
+        }
+    }
+
+    ES_INLINE void add_noise(I32 (*acc)[2], const int8_t* a, int out, const I32* even, const I32* odd) const {
+        for (int i = 0; i < 4; ++i) {
+            I32 factor = I::widen(a + i * W);
+            I32 sum0 = even[0] * factor, sum1 = odd[0] * factor;
+            for (int r = 1; r < rank; ++r) {
+                factor = I::widen(a + (r * out + i) * W);
+                sum0 += even[r] * factor, sum1 += odd[r] * factor;
+            }
+            acc[i][0] += sum0 >> noise_shift;
+            acc[i][1] += sum1 >> noise_shift;
+        }
+    }
+
+    static constexpr int kMaxHalves = 16, kMaxRank = 64;
+
+    // c(a + b + c) of int8 terms.
+    static ES_INLINE I16 total3_even(Quad a, Quad b, Quad c) { return I::clip(I::even(a) + I::even(b) + I::even(c)); }
+    static ES_INLINE I16 total3_odd(Quad a, Quad b, Quad c) { return I::clip(I::odd(a) + I::odd(b) + I::odd(c)); }
+
+    // f = c(Wf u + Uf s + bf), kept in `gate`; p = ((f + 127) s) >> 8 becomes the operand of Uh.
+    void gate_state(int half, int layer) {
+        const Quad *s = state_of(layer, half), *bias = vector_of(half, layer, kBf);
+        const Quad *wu = y0 + half * quads, *us = y1 + half * quads;
+        Quad* forget = gate + half * quads;
+        for (int k = 0; k < quads; ++k) {
+            I16 even = total3_even(wu[k], us[k], bias[k]), odd = total3_odd(wu[k], us[k], bias[k]);
+            forget[k] = I::join(even, odd);
+            normed[k] = I::join(((even + 127) * I::even(s[k])) >> 8, ((odd + 127) * I::odd(s[k])) >> 8);
+        }
+        I::expand(normed, quads, right + half * quads);
+    }
+
+    // (f + 127) (k - s) has 17 bits: (f + 127) << 7 times (k - s) << 1, high half, is the product >> 8.
+    static ES_INLINE I16 moved(I16 s, I16 forget, I16 candidate) {
+        return s + I::multiply_high((forget + 127) << 7, (candidate - s) << 1);
+    }
+
+    // k = c(Wh u + Uh p + bh); s += ((f + 127) (k - s)) >> 8; x = c(x + s).
+    void update_state(int half, int layer) {
+        Quad *s = state_of(layer, half), *to = x + half * quads;
+        const Quad *bias = vector_of(half, layer, kBh), *forget = gate + half * quads;
+        const Quad *wu = y0 + half * quads, *up = y1 + half * quads;
+        for (int k = 0; k < quads; ++k) {
+            I16 even = moved(I::even(s[k]), I::even(forget[k]), total3_even(wu[k], up[k], bias[k]));
+            I16 odd = moved(I::odd(s[k]), I::odd(forget[k]), total3_odd(wu[k], up[k], bias[k]));
+            s[k] = I::join(even, odd);
+            to[k] = I::join(I::clip(I::even(to[k]) + even), I::clip(I::odd(to[k]) + odd));
+        }
+    }
+
+    const Quad* vector_of(int half, int layer, int which) const {
+        return vectors + (half * num_vectors(f.shape) + kVectorsPerLayer * layer + which) * quads;
+    }
+
+    void add_residual(int half) {
+        Quad* to = x + half * quads;
+        const Quad* y = y0 + half * quads;
+        for (int k = 0; k < quads; ++k)
+            to[k] = I::join(I::clip(I::even(to[k]) + I::even(y[k])), I::clip(I::odd(to[k]) + I::odd(y[k])));
+    }
+
+    const uint8_t* next_panel(const uint8_t*& panel, int index) const {
+        const uint8_t* current = panel;
+        panel += Model<I>::matrix_bytes(matrix_at(f.shape, index));
+        return current;
+    }
+
+    void run_layer(int layer, const uint8_t*& panel) {
+        const int m = kMatricesPerLayer * layer;
+        for (int half = 0; half < halves; ++half) {
+            normed_operand(half, kVectorsPerLayer * layer + kLn1, x + half * quads, left + half * quads);
+            I::expand(state_of(layer, half), quads, right + half * quads);
+        }
+        matmul(m + kWf, next_panel(panel, m + kWf), left, y0);
+        matmul(m + kUf, next_panel(panel, m + kUf), right, y1);
+        for (int half = 0; half < halves; ++half) gate_state(half, layer);
+        matmul(m + kWh, next_panel(panel, m + kWh), left, y0);
+        matmul(m + kUh, next_panel(panel, m + kUh), right, y1);
+        for (int half = 0; half < halves; ++half) {
+            update_state(half, layer);
+            normed_operand(half, kVectorsPerLayer * layer + kLn2, x + half * quads, left + half * quads);
+        }
+        matmul(m + kMlp0, next_panel(panel, m + kMlp0), left, hidden);
+        I::expand(hidden, halves * 4 * quads, wide);
+        matmul(m + kMlp1, next_panel(panel, m + kMlp1), wide, y0);
+        for (int half = 0; half < halves; ++half) add_residual(half);
+    }
+
+    // The logits of byte `step` are left in y0, 64 quads a half.
+    void run_byte(int64_t step) {
+        for (int half = 0; half < halves; ++half) {
+            reset_states(half, step);
+            embed(half, step);
+        }
+        const uint8_t* panel = model.panels;
+        for (int layer = 0; layer < f.shape.layers; ++layer) run_layer(layer, panel);
+        for (int half = 0; half < halves; ++half)
+            normed_operand(half, kVectorsPerLayer * f.shape.layers, x + half * quads, left + half * quads);
+        matmul(kMatricesPerLayer * f.shape.layers, panel, left, y0);
+    }
+
+    static int8_t logit(const Quad* logits, int lane, int byte) {
+        return ((const int8_t*)(logits + byte / 4))[4 * lane + byte % 4];
+    }
+
+    void score_byte(int half, int64_t step) {
+        const Quad* logits = y0 + half * kVocabulary / 4;
+        I32 sum = {};
+        for (int k = 0; k < kVocabulary / 4; ++k)
+            for (int j = 0; j < 4; ++j) sum += I::exp2(kExp2Mantissa, byte_of(logits[k], j) + 128);
+        for (int lane = 0; lane < W; ++lane) {
+            uint8_t target = text[half * W + lane][step + 1];
+            total[half * W + lane] += logit(logits, lane, target) + 128 - log_sum_exp(uint32_t(sum[lane]));
+        }
+    }
+
+    template <class Use>
+    void each_member(Use use) {
+        for (int half = 0; half < halves; ++half)
+            for (int lane = 0; lane < W; ++lane)
+                if (exists(half, lane)) use(half, lane, member(half, lane));
+    }
+
+    void run() {
+        I::enter();
+        find_text();
+        load_state();
+        if (RANK) pack_noise();
+        perturb_vectors();
+        for (int64_t step = 0; step < f.steps; ++step) {
+            run_byte(step);
+            if (f.scores && step >= f.burn_in)
+                for (int half = 0; half < halves; ++half) score_byte(half, step);
+        }
+        I::leave();
+        store_state();
+        each_member([this](int half, int lane, size_t m) {
+            if (f.scores) f.scores[m] = total[half * W + lane];
+            if (!f.logits) return;
+            for (int v = 0; v < kVocabulary; ++v)
+                f.logits[m * kVocabulary + size_t(v)] = logit(y0 + half * kVocabulary / 4, lane, v);
+        });
+    }
+};
+
+template <class I>
+size_t tile_bytes(const Shape& shape, int rank, int groups) {
+    Forward forward{};
+    forward.shape = shape, forward.rank = rank;
+    return rank ? Tile<I, -1>(forward, 0, groups, nullptr, {nullptr}).arena.used
+                : Tile<I, 0>(forward, 0, groups, nullptr, {nullptr}).arena.used;
+}
+
+template <class I>
+void forward_tile(const Forward& forward, size_t first, int groups, uint8_t* scratch) {
+    Arena packed{(uint8_t*)forward.model};
+    if (!forward.factors) Tile<I, 0>(forward, first, groups, scratch, packed).run();
+    else if (forward.rank == 1) Tile<I, 1>(forward, first, groups, scratch, packed).run();
+    else Tile<I, -1>(forward, first, groups, scratch, packed).run();
+}
+
+}  // namespace
+}  // namespace es

@@ -1,0 +1,169 @@
+// AVX-512 VNNI: vpdpbusd multiplies unsigned by signed bytes, so activations are stored offset by 128 and each
+// accumulator starts at -128 times the sum of its weights (exact modulo 2^32).
+#pragma once
+
+#include <immintrin.h>
+
+#include "simd.hpp"
+
+namespace es {
+namespace {
+
+// What AVX-512 does better than the generic vector code; shared by VNNI and AMX.
+struct Avx512Base : Generic<16> {
+    static constexpr int W = 16;
+    static constexpr int kDotOffset = 128;
+
+    static ES_INLINE I32 vec(__m512i v) { return (I32)v; }
+
+    static ES_INLINE I32 widen(const int8_t* bytes) {
+        return (I32)_mm512_cvtepi8_epi32(_mm_load_si128((const __m128i*)bytes));
+    }
+    static ES_INLINE I16 multiply_high(I16 a, I16 b) { return (I16)_mm512_mulhi_epi16((__m512i)a, (__m512i)b); }
+
+    // Saturating packs leave [a b c d] of four lanes in each 128 bits; the shuffle turns that into four quads.
+    static ES_INLINE Quad transpose4(__m512i packed) {
+        const __m512i order = _mm512_set4_epi32(0x0f0b0703, 0x0e0a0602, 0x0d090501, 0x0c080400);
+        return (Quad)_mm512_shuffle_epi8(packed, order);
+    }
+    static ES_INLINE Quad clip_quad(I32 a, I32 b, I32 c, I32 d) {
+        __m512i ab = _mm512_packs_epi32((__m512i)a, (__m512i)b), cd = _mm512_packs_epi32((__m512i)c, (__m512i)d);
+        __m512i bytes = _mm512_packs_epi16(ab, cd);
+        return transpose4(_mm512_max_epi8(bytes, _mm512_set1_epi8(-127)));
+    }
+    static ES_INLINE __m512i divide16(__m512i value, const Divisor& divisor) {
+        value = _mm512_min_epi16(value, _mm512_set1_epi16(int16_t(divisor.bound)));
+        value = _mm512_max_epi16(value, _mm512_set1_epi16(int16_t(-divisor.bound)));
+        value = _mm512_add_epi16(_mm512_add_epi16(value, value), _mm512_set1_epi16(1));
+        value = _mm512_mulhi_epi16(value, _mm512_set1_epi16(int16_t(divisor.multiplier)));
+        return _mm512_sra_epi16(value, _mm_cvtsi32_si128(divisor.shift - 16));
+    }
+    static ES_INLINE Quad divide_quad(I32 a, I32 b, I32 c, I32 d, const Divisor& divisor) {
+        __m512i ab = _mm512_packs_epi32((__m512i)(a >> 4), (__m512i)(b >> 4));
+        __m512i cd = _mm512_packs_epi32((__m512i)(c >> 4), (__m512i)(d >> 4));
+        return transpose4(_mm512_packs_epi16(divide16(ab, divisor), divide16(cd, divisor)));
+    }
+
+    static ES_INLINE I32 floor(F32 values) {
+        return (I32)_mm512_cvt_roundps_epi32((__m512)values, _MM_FROUND_TO_NEG_INF | _MM_FROUND_NO_EXC);
+    }
+
+    static ES_INLINE I32 exp2(const int32_t* mantissa, I32 z) {
+        __m512i picked = _mm512_permutexvar_epi32((__m512i)z, _mm512_loadu_si512(mantissa));
+        return (I32)_mm512_srlv_epi32(picked, (__m512i)(15 - (z >> 4)));
+    }
+
+    static ES_INLINE void multiply_wide(U32 a, uint32_t m, U32& high, U32& low) {
+        const __m512i factor = _mm512_set1_epi32(int32_t(m));
+        __m512i evens = _mm512_mul_epu32((__m512i)a, factor);
+        __m512i odds = _mm512_mul_epu32(_mm512_srli_epi64((__m512i)a, 32), factor);
+        low = (U32)_mm512_mask_blend_epi32(0xaaaa, evens, _mm512_slli_epi64(odds, 32));
+        high = (U32)_mm512_mask_blend_epi32(0xaaaa, _mm512_srli_epi64(evens, 32), odds);
+    }
+
+    // The word transpose below leaves counters 4 i .. 4 i + 3 of register j = lane mod 4 in order.
+    static ES_INLINE int counter_of_lane(int lane) { return 4 * (lane & 3) + lane / 4; }
+    static ES_INLINE void store_entries(const U32* words, int8_t* out) {
+        __m512i ab0 = _mm512_unpacklo_epi32((__m512i)words[0], (__m512i)words[1]);
+        __m512i ab1 = _mm512_unpackhi_epi32((__m512i)words[0], (__m512i)words[1]);
+        __m512i cd0 = _mm512_unpacklo_epi32((__m512i)words[2], (__m512i)words[3]);
+        __m512i cd1 = _mm512_unpackhi_epi32((__m512i)words[2], (__m512i)words[3]);
+        const __m512i bytes[4] = {_mm512_unpacklo_epi64(ab0, cd0), _mm512_unpackhi_epi64(ab0, cd0),
+                                  _mm512_unpacklo_epi64(ab1, cd1), _mm512_unpackhi_epi64(ab1, cd1)};
+        for (int j = 0; j < 4; ++j) _mm512_storeu_si512(out + 64 * j, lookup(bytes[j]));
+    }
+    static ES_INLINE __m512i lookup(__m512i index) {
+#ifdef __AVX512VBMI__
+        const __m512i* table = (const __m512i*)kNoiseTable;
+        __m512i lower = _mm512_permutex2var_epi8(_mm512_loadu_si512(table), index, _mm512_loadu_si512(table + 1));
+        __m512i upper = _mm512_permutex2var_epi8(_mm512_loadu_si512(table + 2), index, _mm512_loadu_si512(table + 3));
+        return _mm512_mask_blend_epi8(_mm512_movepi8_mask(index), lower, upper);
+#else
+        alignas(64) uint8_t bytes[64];
+        _mm512_store_si512(bytes, index);
+        for (int b = 0; b < 64; ++b) bytes[b] = uint8_t(kNoiseTable[bytes[b]]);
+        return _mm512_load_si512(bytes);
+#endif
+    }
+};
+
+struct Avx512Vnni : Avx512Base {
+    static constexpr const char* kName = "avx512vnni";
+    static constexpr int kRows = 8;
+
+    using Operand = Quad;  // activation + 128 as unsigned bytes
+
+    static void enter() {}
+    static void leave() {}
+
+    static void expand(const Quad* quads, int count, Operand* out) {
+        for (int k = 0; k < count; ++k) out[k] = quads[k] ^ int8_t(-128);
+    }
+
+    // Panel: kRows starting values, then [k4][kRows][4] weights; rows beyond `rows` are zero.
+    static size_t panel_bytes(int in) { return 64 + size_t(kRows) * size_t(in); }
+    static void pack_panel(const int8_t* weights, int rows, int in, uint8_t* panel) {
+        memset(panel, 0, panel_bytes(in));
+        int32_t* start = (int32_t*)panel;
+        for (int row = 0; row < rows; ++row) {
+            int32_t sum = 0;
+            for (int k = 0; k < in; ++k) sum += weights[size_t(row) * size_t(in) + size_t(k)];
+            start[row] = -128 * sum;
+        }
+        uint8_t* out = panel + 64;
+        for (int k = 0; k < in; k += 4)
+            for (int row = 0; row < rows; ++row)
+                memcpy(out + k * kRows + 4 * row, weights + size_t(row) * size_t(in) + size_t(k), 4);
+    }
+
+    static ES_INLINE I32 dot(I32 acc, const Operand& x, Quad b) {
+        return (I32)_mm512_dpbusd_epi32((__m512i)acc, (__m512i)x, (__m512i)b);
+    }
+
+    // As the intrinsic, but GCC 12 keeps the accumulator in one register: with the intrinsic it copies it each time.
+    static ES_INLINE void add_dot(__m512i& acc, __m512i unsigned_bytes, __m512i signed_bytes) {
+        asm("vpdpbusd %2, %1, %0" : "+v"(acc) : "v"(unsigned_bytes), "v"(signed_bytes));
+    }
+
+    template <int ROWS>
+    static ES_INLINE void block(const uint8_t* panel, const Operand* x0, const Operand* x1, int quads, I32 (*acc)[2]) {
+        const int32_t* start = (const int32_t*)panel;
+        const int32_t* w = (const int32_t*)(panel + 64);
+        __m512i sum[ROWS][2];
+#pragma GCC unroll 16
+        for (int row = 0; row < ROWS; ++row) sum[row][0] = sum[row][1] = _mm512_set1_epi32(start[row]);
+        for (int k = 0; k < quads; ++k, w += ROWS) {
+            __m512i a0 = (__m512i)x0[k], a1 = (__m512i)x1[k];
+#pragma GCC unroll 16
+            for (int row = 0; row < ROWS; ++row) {
+                __m512i weight = _mm512_set1_epi32(w[row]);
+                add_dot(sum[row][0], a0, weight);
+                add_dot(sum[row][1], a1, weight);
+            }
+        }
+#pragma GCC unroll 16
+        for (int row = 0; row < ROWS; ++row) acc[row][0] = (I32)sum[row][0], acc[row][1] = (I32)sum[row][1];
+    }
+
+    static ES_INLINE void gemm(const uint8_t* panel, const Operand* x0, const Operand* x1, int in, I32 (*acc)[2]) {
+        block<kRows>(panel, x0, x1, in / 4, acc);
+    }
+
+    // Independent accumulators, operands in registers: the instruction's throughput and nothing else.
+    static int64_t peak(int64_t rounds) {
+        __m512i sum[16] = {}, a = _mm512_set1_epi8(1), b = _mm512_set1_epi8(1);
+#pragma GCC unroll 16
+        for (int i = 0; i < 16; ++i) asm volatile("" : "+v"(sum[i]));  // or equal sums would be computed once
+        for (int64_t round = 0; round < rounds; ++round) {
+            asm volatile("" : "+v"(a), "+v"(b));
+#pragma GCC unroll 16
+            for (int i = 0; i < 16; ++i) sum[i] = _mm512_dpbusd_epi32(sum[i], a, b);
+        }
+#pragma GCC unroll 16
+        for (int i = 0; i < 16; ++i) asm volatile("" ::"v"(sum[i]));
+        return rounds * 16 * 64;
+    }
+};
+
+}  // namespace
+}  // namespace es

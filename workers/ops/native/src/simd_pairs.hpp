@@ -1,0 +1,88 @@
+// Dot products from multiply-adds of int16 pairs (pmaddwd and its portable spelling): the baseline and AVX2.
+//
+// maddubs would do twice the work an instruction, but it saturates at 16 bits; operands widened to int16 are
+// exact without a correction. Activations are widened once a matrix, weights once a generation.
+#pragma once
+
+#include "simd.hpp"
+
+namespace es {
+namespace {
+
+// I supplies W, madd(I32 acc, I16 a, I16 b), and kRows outputs a block.
+template <class I, int W_>
+struct Pairs : Generic<W_> {
+    using G = Generic<W_>;
+    using I32 = typename G::I32;
+    using I16 = typename G::I16;
+    using Quad = typename G::Quad;
+    static constexpr int W = W_;
+    static constexpr int kDotOffset = 0;
+
+    struct Operand {
+        I16 even, odd;
+    };
+
+    static void expand(const Quad* quads, int count, Operand* out) {
+        for (int k = 0; k < count; ++k) out[k] = {G::even(quads[k]), G::odd(quads[k])};
+    }
+
+    // Panel: for each k div 4, weights of the even, then of the odd activations: [k4][2][kRows][2] int16;
+    // rows beyond `rows` are zero.
+    static size_t panel_bytes(int in) { return size_t(I::kRows) * size_t(in) * 2; }
+    static void pack_panel(const int8_t* weights, int rows, int in, uint8_t* panel) {
+        memset(panel, 0, panel_bytes(in));
+        int16_t* out = (int16_t*)panel;
+        for (int k = 0; k < in; k += 4)
+            for (int half = 0; half < 2; ++half, out += 2 * I::kRows)
+                for (int row = 0; row < rows; ++row)
+                    for (int j = 0; j < 2; ++j)
+                        out[2 * row + j] = weights[size_t(row) * size_t(in) + size_t(k + half + 2 * j)];
+    }
+
+    static ES_INLINE I32 dot(I32 acc, const Operand& x, Quad b) {
+        return I::madd(I::madd(acc, x.even, G::even(b)), x.odd, G::odd(b));
+    }
+
+    template <int ROWS>
+    static ES_INLINE void block(const int16_t* w, const Operand* x0, const Operand* x1, int quads, I32 (*acc)[2]) {
+        I32 sum[ROWS][2] = {};
+        for (int k = 0; k < quads; ++k, w += 4 * ROWS) {
+            for (int half = 0; half < 2; ++half) {
+                I16 a0 = half ? x0[k].odd : x0[k].even, a1 = half ? x1[k].odd : x1[k].even;
+#pragma GCC unroll 16
+                for (int row = 0; row < ROWS; ++row) {
+                    int32_t two;
+                    memcpy(&two, w + 2 * (half * ROWS + row), 4);
+                    I16 pair = (I16)G::broadcast(two);
+                    sum[row][0] = I::madd(sum[row][0], a0, pair);
+                    sum[row][1] = I::madd(sum[row][1], a1, pair);
+                }
+            }
+        }
+#pragma GCC unroll 16
+        for (int row = 0; row < ROWS; ++row) acc[row][0] = sum[row][0], acc[row][1] = sum[row][1];
+    }
+
+    static ES_INLINE void gemm(const uint8_t* panel, const Operand* x0, const Operand* x1, int in, I32 (*acc)[2]) {
+        block<I::kRows>((const int16_t*)panel, x0, x1, in / 4, acc);
+    }
+
+    // Independent accumulators, operands in registers: the instruction's throughput and nothing else.
+    static int64_t peak(int64_t rounds) {
+        I32 sum[8] = {};
+        asm volatile("" : "+m"(sum));  // or equal sums would be computed once
+        I16 a = I16{} + int16_t{1}, b = I16{} + int16_t{1};
+        for (int64_t round = 0; round < rounds; ++round) {
+            asm volatile("" : "+m"(a), "+m"(b));
+            const I16 x = a, y = b;
+#pragma GCC unroll 8
+            for (int i = 0; i < 8; ++i) sum[i] = I::madd(sum[i], x, y);
+        }
+        asm volatile("" ::"m"(sum));
+        return rounds * 8 * 2 * W;
+    }
+};
+
+}  // namespace
+}  // namespace es

@@ -1,0 +1,111 @@
+"""The pool of worker actors: sends bytes, collects answers, replaces actors that died."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import ray
+from ray.exceptions import RayActorError, RayError, RayTaskError
+
+from es_service import __version__
+from es_service.config import RunConfig
+from es_service.errors import BackendError, ServiceError
+from es_service.pools import Gone, PoolEvent, Ready, Reply
+from workers.actor import WorkerActor
+
+__all__ = ["RayPool"]
+
+_FAILURES_IN_A_ROW = 3
+
+
+@dataclass(frozen=True, slots=True)
+class _Call:
+    """A call in progress: `start` of a worker, or the handling of one message."""
+
+    worker: str
+    starting: bool
+
+
+class RayPool:
+    """Keeps `deployment.workers` actors alive. Names count up and are never used twice.
+
+    Lives in the head's process: the actors are owned by it and die with it. `poll` raises `BackendError` when several
+    workers in a row could not even start: the cause will not go away by trying again.
+    """
+
+    def __init__(self, config: RunConfig) -> None:
+        worker = config.deployment.worker
+        self._config_json = config.model_dump_json()
+        self._actor_class: Any = ray.remote(WorkerActor).options(
+            num_cpus=worker.threads if worker.num_cpus is None else worker.num_cpus,
+            num_gpus=worker.num_gpus,
+            max_restarts=0,
+            scheduling_strategy="SPREAD",
+            enable_task_events=False,
+        )
+        self._actors: dict[str, Any] = {}
+        self._calls: dict[Any, _Call] = {}
+        self._names = 0
+        self._failures = 0
+        for _ in range(config.deployment.workers):
+            self._spawn()
+
+    def send(self, worker: str, data: bytes) -> None:
+        """Queue one message."""
+        actor = self._actors.get(worker)
+        if actor is not None:
+            self._calls[actor.handle.remote(data)] = _Call(worker, starting=False)
+
+    def poll(self, timeout: float) -> list[PoolEvent]:
+        """Answers, starts and deaths since the last call."""
+        if not self._calls:
+            return []
+        calls = list(self._calls)
+        ready, _ = ray.wait(calls, num_returns=1, timeout=timeout, fetch_local=False)
+        if ready:
+            ready, _ = ray.wait(calls, num_returns=len(calls), timeout=0, fetch_local=False)
+        return [event for ref in ready if (call := self._calls.pop(ref, None)) for event in self._finished(ref, call)]
+
+    def close(self) -> None:
+        """End all actors."""
+        for worker in list(self._actors):
+            self._drop(worker)
+
+    def _spawn(self) -> None:
+        self._names += 1
+        name = f"worker-{self._names}"
+        actor = self._actor_class.remote(self._config_json, __version__)
+        self._actors[name] = actor
+        self._calls[actor.start.remote()] = _Call(name, starting=True)
+
+    def _finished(self, ref: Any, call: _Call) -> list[PoolEvent]:
+        try:
+            answer = ray.get(ref)
+        except RayTaskError as error:
+            return self._lost(call, error.cause)
+        except RayError as error:
+            reason = "its process or node is gone" if isinstance(error, RayActorError) else "its answer was lost"
+            return self._lost(call, BackendError(f"{reason} ({type(error).__name__})"))
+        if not call.starting:
+            return [Reply(call.worker, answer)]
+        self._failures = 0
+        return [Ready(call.worker, answer)]
+
+    def _lost(self, call: _Call, error: BaseException) -> list[PoolEvent]:
+        """Replace the worker; give up where workers do not even start."""
+        self._drop(call.worker)
+        if call.starting:
+            self._failures += 1
+            if self._failures >= _FAILURES_IN_A_ROW:
+                if isinstance(error, ServiceError):
+                    raise error
+                raise BackendError(f"{self._failures} workers in a row did not start: {error}") from error
+        self._spawn()
+        return [Gone(call.worker, f"{type(error).__name__}: {error}")]
+
+    def _drop(self, worker: str) -> None:
+        actor = self._actors.pop(worker, None)
+        self._calls = {ref: call for ref, call in self._calls.items() if call.worker != worker}
+        if actor is not None:
+            ray.kill(actor, no_restart=True)

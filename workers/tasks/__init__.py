@@ -1,0 +1,1 @@
+"""Fitness problems, one file each."""

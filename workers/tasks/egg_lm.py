@@ -1,0 +1,58 @@
+"""Fitness of EGG as a language model: the summed integer score of a segment of text (specs/egg.md)."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+
+from es_service.config import RunConfig
+from es_service.data.segments import Segments
+from es_service.problem import algorithm_of, layout_of, shape_of
+from es_service.types import Int8Array, Int32Array, Ops, UInt8Array
+
+__all__ = ["EggLanguageModel"]
+
+_CHUNK_BYTES = 64 << 20
+"""Noise of a lease held at once."""
+
+
+class EggLanguageModel:
+    """Scores members of one run on its training text. Holds a prepared snapshot of one generation's parameters."""
+
+    def __init__(self, config: RunConfig, train: UInt8Array, ops: Ops) -> None:
+        self.ops = ops
+        self.layout = layout_of(config)
+        self.shape = shape_of(config)
+        self.rank = config.algorithm.rank
+        self.algorithm = algorithm_of(config)
+        self.segments = Segments(
+            train, config.population, config.segment.bytes, config.segment.burn_in, config.feeding
+        )
+        factors, products = self.layout.noise_sizes(self.rank)
+        self._chunk_pairs = max(16, _CHUNK_BYTES // (factors + 2 * products))
+        self._model: Any = None
+
+    def prepare(self, parameters_P: Int8Array) -> None:
+        """Take the parameters on which the next scores are made."""
+        self._model = self.ops.prepare(self.shape, parameters_P)
+
+    def scores(self, generation: int, first_pair: int, num_pairs: int) -> tuple[Int32Array, int]:
+        """(2 num_pairs,) int32 scores in 1/16 bit of a lease's members, and the bytes run through the model."""
+        parts, model_bytes = [], 0
+        end = first_pair + num_pairs
+        for first in range(first_pair, end, self._chunk_pairs):
+            scores_M, counted = self._chunk(generation, first, min(self._chunk_pairs, end - first))
+            parts.append(scores_M)
+            model_bytes += counted
+        return np.concatenate(parts), model_bytes
+
+    def _chunk(self, generation: int, first: int, pairs: int) -> tuple[Int32Array, int]:
+        noise = self.ops.noise(self.layout, self.rank, self.algorithm.address(generation), first, pairs)
+        scores_M = np.zeros(2 * pairs, np.int32)
+        model_bytes = 0
+        for index in range(self.segments.passes):
+            rows_SW, row_of_pair_Q, burn_in = self.segments.rows_for(generation, first, pairs, index)
+            scores_M += self.ops.member_scores(self._model, noise, rows_SW, row_of_pair_Q, burn_in)
+            model_bytes += 2 * pairs * (rows_SW.shape[1] - 1)
+        return scores_M, model_bytes
