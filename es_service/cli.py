@@ -40,7 +40,9 @@ def build_parser() -> argparse.ArgumentParser:
 Commands = argparse._SubParsersAction  # argparse has no public name for it
 
 
-def _command(commands: Commands[argparse.ArgumentParser], name: str, what: str, examples: str) -> argparse.ArgumentParser:
+def _command(
+    commands: Commands[argparse.ArgumentParser], name: str, what: str, examples: str
+) -> argparse.ArgumentParser:
     lines = "\n".join(f"  es-service {line}" for line in examples.split("\n"))
     parser = commands.add_parser(
         name,
@@ -139,7 +141,7 @@ def _models(commands: Commands[argparse.ArgumentParser]) -> None:
     evaluate = _command(commands, "eval", "held-out bits/byte of a model",
                         "eval egg-laptop-1\neval model.safetensors --data notes.txt")  # fmt: skip
     _with_run(evaluate, what)
-    evaluate.add_argument("--data", action="append", type=Path, metavar="PATH", dest="paths",
+    evaluate.add_argument("--data", action="extend", nargs="+", type=Path, metavar="PATH", dest="paths",
                           help="files or folders, all of whose text is evaluated (default: the held-out text of the run)")  # fmt: skip
     evaluate.add_argument("--generation", type=int, metavar="G", help="generation of the run (default: the last)")
     evaluate.add_argument("--json", action="store_true", help="print JSON")

@@ -96,6 +96,8 @@ class DeploymentConfig(_Config):
     """Generations between held-out evaluations; the first and the last are always evaluated."""
     evaluation_rows: int = Field(1024, ge=1, le=1 << 20)
     """Rows of held-out bytes in an evaluation."""
+    evaluation_bytes: int = Field(100, ge=1, le=65536)
+    """Scored bytes in each of those rows; the state is zero at the start of a row."""
     heartbeat_timeout_seconds: float = Field(60.0, gt=0)
     """The head stops at a commit when its driver has been silent for this long, unless detached."""
     detach: bool = False

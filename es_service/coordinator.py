@@ -159,6 +159,8 @@ class Coordinator:
         match event:
             case Ready(worker, about):
                 self.directory.log_event("worker_ready", worker=worker, about=about)
+                if not self.machine.workers:
+                    self._opened = self.clock()  # time without workers is nobody's speed
                 self._handle(machine_events.Joined(worker))
             case Gone(worker, reason):
                 self.directory.log_event("worker_gone", worker=worker, reason=reason)

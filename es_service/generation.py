@@ -16,8 +16,22 @@ from math import inf
 from statistics import median
 
 from es_service.events import (
-    Aggregated, Assign, Close, Command, Committed, Event, Fell, Finish, Joined, Left, Notice, Pause, Returned,
-    SendRestore, Stop, Tick,
+    Aggregated,
+    Assign,
+    Close,
+    Command,
+    Committed,
+    Event,
+    Fell,
+    Finish,
+    Joined,
+    Left,
+    Notice,
+    Pause,
+    Returned,
+    SendRestore,
+    Stop,
+    Tick,
 )  # fmt: skip
 from es_service.messages import Lease, LeaseResult
 from es_service.plan import Plan

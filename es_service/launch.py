@@ -17,7 +17,7 @@ from es_service.generation import Finish
 from es_service.handles import Handle, ThreadHandle
 from es_service.pools import Pool
 from es_service.session import open_session
-from es_service.types import Ops
+from es_service.wiring import kernels
 
 __all__ = ["attach", "launch", "node_cores"]
 
@@ -67,7 +67,7 @@ def attach(run: str, address: str) -> Any:
 
 
 def _launch_thread(config: RunConfig, directory: RunDirectory, resume: bool) -> tuple[ThreadHandle, str]:
-    ops, why = resolve_ops(config.deployment.aggregator_backend, node_cores())
+    ops, why = kernels(config.deployment.aggregator_backend, node_cores())
     coordinator = open_session(_with_threads(config, [node_cores()]), directory, resume, ops, make_local_pool)
     return ThreadHandle(coordinator), why
 
@@ -80,15 +80,8 @@ def make_local_pool(config: RunConfig, corpus: Corpus) -> Pool:
     worker = config.deployment.worker
     names = [f"worker-{n + 1}" for n in range(config.deployment.workers)]
     return LocalPool(
-        {name: Evaluator(config, corpus.train, resolve_ops(worker.backend, worker.threads)[0]) for name in names}
+        {name: Evaluator(config, corpus.train, kernels(worker.backend, worker.threads)[0]) for name in names}
     )
-
-
-def resolve_ops(backend: str, threads: int) -> tuple[Ops, str]:
-    """`workers.ops.resolve`, imported where it is called."""
-    from workers import ops
-
-    return ops.resolve(backend, threads)
 
 
 # With Ray.
@@ -151,7 +144,7 @@ def _launch_actor(
         max_restarts=0,
         max_concurrency=8,
         scheduling_strategy=NodeAffinitySchedulingStrategy(head_node, soft=False),
-    ).remote(config.model_dump_json(), str(directory.path.parent), directory.name, resolve_ops, make_ray_pool)
+    ).remote(config.model_dump_json(), str(directory.path.parent), directory.name, kernels, make_ray_pool)
     try:
         about = _get(head.open.remote(resume, node_cores()))
     except BaseException:
@@ -195,6 +188,7 @@ def _connect(address: str | None) -> None:
         options |= {"address": address}
     else:
         options |= {
+            "address": "local",
             "num_cpus": node_cores(),
             "include_dashboard": False,
             "object_store_memory": _OBJECT_STORE_BYTES,

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import struct
 from dataclasses import dataclass
+from math import inf
 from typing import Any, ClassVar
 
 from es_service.errors import MessageError
@@ -45,7 +46,6 @@ class Commit:
 class Order:
     """Head to worker: apply these commits as far as they are new, then evaluate the lease."""
 
-    HEAD: ClassVar[struct.Struct] = struct.Struct("<QIIII")
     run: int
     lease: Lease
     commits: tuple[Commit, ...]
@@ -177,6 +177,8 @@ class _Reader:
         run, generation, first, units, attempt, *sums = self.take(LeaseResult.HEAD)
         total, low, high, digest, model_bytes, seconds = sums
         lease = Lease(generation, first, units, attempt)
+        if not 0 <= seconds < inf or low > high:  # NaN too
+            raise MessageError(f"a result in {seconds} s with scores {low} .. {high} is not possible")
         return LeaseResult(run, lease, total, low, high, digest, model_bytes, seconds, self.blob())
 
     def end(self) -> None:

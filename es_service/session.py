@@ -16,9 +16,9 @@ from es_service.keeper import Keeper
 from es_service.pools import Pool
 from es_service.problem import algorithm_of, initial_parameters, layout_of
 from es_service.replay import Replay
-from es_service.types import Ops
+from es_service.types import Ops, UInt8Array
 
-__all__ = ["open_session", "with_corpus"]
+__all__ = ["held_out_rows", "open_session", "with_corpus"]
 
 
 def with_corpus(config: RunConfig) -> tuple[RunConfig, Corpus]:
@@ -26,9 +26,15 @@ def with_corpus(config: RunConfig) -> tuple[RunConfig, Corpus]:
     corpus = load_corpus(config.data)
     segment = config.segment
     Segments(corpus.train, config.population, segment.bytes, segment.burn_in, config.feeding)
-    evaluation_rows(corpus.held_out, config.deployment.evaluation_rows, segment.bytes)
+    held_out_rows(config, corpus)
     data = config.data.model_copy(update={"content_hash": corpus.content_hash})
     return config.model_copy(update={"data": data}), corpus
+
+
+def held_out_rows(config: RunConfig, corpus: Corpus) -> UInt8Array:
+    """The held-out rows (S, T + 1) uint8 that the run is evaluated on."""
+    deployment = config.deployment
+    return evaluation_rows(corpus.held_out, deployment.evaluation_rows, deployment.evaluation_bytes)
 
 
 def open_session(
@@ -42,8 +48,7 @@ def open_session(
     config, corpus = with_corpus(config)
     writer, start = _resume(config, directory, ops) if resume else _begin(config, directory, ops)
     try:
-        rows_SW = evaluation_rows(corpus.held_out, config.deployment.evaluation_rows, config.segment.bytes)
-        keeper = Keeper(config, directory, ops, rows_SW)
+        keeper = Keeper(config, directory, ops, held_out_rows(config, corpus))
         aggregator = Aggregator(algorithm_of(config), layout_of(config), ops, start, keeper.after)
         return Coordinator(config, directory, writer, aggregator, keeper, make_pool(config, corpus))
     except BaseException:

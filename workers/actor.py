@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import socket
 
 import ray
@@ -38,7 +39,8 @@ class WorkerActor:
         kernels, why = ops.resolve(worker.backend, worker.threads)
         self._evaluator = Evaluator(config, load_corpus(config.data).train, kernels)
         node = ray.get_runtime_context().get_node_id()[:8]
-        return f"{socket.gethostname()} node {node}, {worker.threads} threads, {why}"
+        place = f"{socket.gethostname()} node {node} pid {os.getpid()}"
+        return f"{place}, {worker.threads} threads, {why}"
 
     def handle(self, data: bytes) -> bytes:
         """Answer one message."""

@@ -5,11 +5,13 @@ The `.npz` format is that of tests/golden: per-layer tensors stacked over L, ran
 
 from __future__ import annotations
 
+import zlib
 from collections.abc import Iterator
 from dataclasses import dataclass
 from math import isqrt
 from pathlib import Path
 from typing import Any, cast
+from zipfile import BadZipFile
 
 import numpy as np
 import numpy.typing as npt
@@ -89,7 +91,7 @@ def _noise(arrays: dict[str, npt.NDArray[Any]], layout: Layout) -> Noise:
 def read(path: Path) -> Golden:
     """Read one `.npz` file; raises `DataError` if it is not in the golden format."""
     try:
-        with np.load(path, allow_pickle=False) as file:
+        with path.open("rb") as raw, np.load(raw, allow_pickle=False) as file:
             arrays: dict[str, npt.NDArray[Any]] = dict(file)
         config = [int(value) for value in arrays["config"]]
         width, layers, _, _, sigma_shift, _, _, use_clt, _, threshold = config
@@ -106,7 +108,7 @@ def read(path: Path) -> Golden:
             updated_P=_flat(arrays, "updated", layout),
             noise=_noise(arrays, layout),
         )
-    except (OSError, KeyError, ValueError, TypeError) as error:
+    except (OSError, EOFError, LookupError, ValueError, TypeError, BadZipFile, zlib.error) as error:
         raise DataError(f"{path}: not a golden .npz file ({error}); see tests/golden for the format") from error
 
 

@@ -8,13 +8,16 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from es_service.commands.display import bits, print_json
 from es_service.commands.sources import Model, load_model, model_of_run, open_run
-from es_service.commands.texts import cached_corpus, held_out_baselines, held_out_rows, text_of_files
+from es_service.commands.texts import cached_corpus, held_out_baselines, text_of_files
 from es_service.config import RunConfig
 from es_service.data import Corpus, baselines, load_corpus
 from es_service.directory import RunDirectory
 from es_service.keeper import held_out_bits
+from es_service.session import held_out_rows
 from es_service.types import Ops, UInt8Array
 from es_service.wiring import kernels
 
@@ -62,7 +65,7 @@ def _on_held_out(model: Model, ops: Ops) -> Evaluation:
     rows_SW = held_out_rows(model.config, corpus)
     simple = held_out_baselines(model.config, corpus)
     return Evaluation(
-        f"held-out text of {corpus.name}",
+        f"the held-out text of {corpus.name}",
         rows_SW.shape[0] * (rows_SW.shape[1] - 1),
         held_out_bits(model.config, ops, model.parameters_P, rows_SW),
         None if model.run is None else _reported(model.run, model.generation),
@@ -83,17 +86,16 @@ def _reported(directory: RunDirectory, generation: int) -> float | None:
 
 def _on_files(model: Model, ops: Ops, text: UInt8Array, paths: list[Path]) -> Evaluation:
     """All of the text in rows as long as the model's segments, the last one perhaps shorter."""
-    sixteenths = 0.0
-    for rows_SW in _rows_of(text, model.config.segment.bytes):
+    total = 0.0
+    for rows_SW in _rows_of(text, model.config.deployment.evaluation_bytes):
         scored = rows_SW.shape[0] * (rows_SW.shape[1] - 1)
-        sixteenths += 16 * scored * held_out_bits(model.config, ops, model.parameters_P, rows_SW)
+        total += scored * held_out_bits(model.config, ops, model.parameters_P, rows_SW)
     corpus = cached_corpus(model.config)
-    given = Corpus.of(text if corpus is None else corpus.train, text, "files")
-    simple = baselines(given)
+    simple = baselines(Corpus(text if corpus is None else corpus.train, text, "", "files"))
     return Evaluation(
         " ".join(map(str, paths)),
         text.size - 1,
-        sixteenths / (16 * (text.size - 1)),
+        total / (text.size - 1),
         None,
         None if corpus is None else simple.unigram,
         None if corpus is None else simple.bigram,
@@ -112,8 +114,6 @@ def _rows_of(text: UInt8Array, segment_bytes: int) -> Iterator[UInt8Array]:
 
 
 def _grid(text: UInt8Array, rows: int, segment_bytes: int) -> UInt8Array:
-    import numpy as np
-
     start_S = np.arange(rows)[:, None] * segment_bytes
     grid_SW: UInt8Array = text[start_S + np.arange(segment_bytes + 1)]
     return grid_SW
@@ -136,7 +136,7 @@ def _as_json(model: Model, found: Evaluation) -> dict[str, Any]:
 
 
 def _print(model: Model, found: Evaluation) -> None:
-    print(f"{model.name}, generation {model.generation}, {found.scored_bytes:,} bytes of the {found.text}")
+    print(f"{model.name}, generation {model.generation}, {found.scored_bytes:,} bytes of {found.text}")
     reported = "" if found.reported is None else f"  (the run reported {found.reported:.4f})"
     print(f"  {'model':<9}{found.bits_per_byte:.4f} bits/byte{reported}")
     for name in ("unigram", "bigram", "gzip"):

@@ -17,5 +17,6 @@ def run(arguments: Namespace) -> int:
     ops, _ = kernels(arguments.backend)
     model = model_of_run(opened, ops, arguments.generation)
     save_export(out, model)
-    print(f"{out}: generation {model.generation} of {model.name}, digest {model.digest:016x}, {out.stat().st_size:,} bytes")  # fmt: skip
+    size = out.stat().st_size
+    print(f"{out}: generation {model.generation} of {model.name}, digest {model.digest:016x}, {size:,} bytes")
     return 0

@@ -22,7 +22,8 @@ def run(arguments: Namespace) -> int:
     """Reads the journal itself, so it works beside a run under way."""
     directory = directory_of(arguments)
     if not directory.journal_path.exists():
-        raise RunError(f"{directory.path}: no journal here; `es-service status` lists the runs in {directory.path.parent}")  # fmt: skip
+        runs_dir = directory.path.parent
+        raise RunError(f"{directory.path}: no journal here; `es-service status` lists the runs in {runs_dir}")
     values = summary(directory)
     if arguments.json:
         print_json(values)
@@ -96,7 +97,8 @@ def _print(values: dict[str, Any]) -> None:
     votes = values["votes"]
     count = max(1, sum(votes.values()))
     shares = ", ".join(f"{votes[k]:,} {sign} ({votes[k] / count:.1%})" for k, sign in zip(votes, "+0-", strict=True))
-    digests = (f"{d['digest']} at generation {d['generation']}" for d in (values["first_digest"], values["last_digest"]))
+    ends = (values["first_digest"], values["last_digest"])
+    digests = (f"{end['digest']} at generation {end['generation']}" for end in ends)
     lines = {
         "journal": f"{values['path']}, {values['bytes']:,} bytes",
         "content hash": values["content_hash"],

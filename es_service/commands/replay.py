@@ -37,22 +37,22 @@ def run(arguments: Namespace) -> int:
 
 
 def _rebuild(replay: Replay, to: int) -> int:
-    start = current = replay.nearest(to)
+    start = replay.nearest(to)
     for problem in replay.problems:
         print(f"passed over: {problem}")
+    last = start
     for current in _shown(replay.steps(start, to), start.generation, to):
-        pass
+        last = current
     where = f"keyframe {start.generation}" if start.generation else "generation 0"
-    print(f"generation {to}: digest {current.digest:016x}, from {where} and {to - start.generation} generations of votes")
+    print(f"generation {to}: digest {last.digest:016x}, from {where} and {to - start.generation} generations of votes")
     return 0
 
 
 def _verify(replay: Replay, to: int, saved: Sequence[int], differences: list[str]) -> int:
-    digests, current = 0, None
+    current = None
     try:
         first = replay.first()
         for current in _shown(chain([first], replay.steps(first, to)), -1, to):
-            digests += replay.recorded(current.generation) is not None
             if current.generation in saved:
                 differences += _compare(replay, current)
     except DivergenceError as error:
@@ -62,11 +62,18 @@ def _verify(replay: Replay, to: int, saved: Sequence[int], differences: list[str
     if differences or current is None:
         print(f"{replay.directory.name}: {len(differences)} differences")
         return 1
+    agree = f"{_digests(replay, to)} recorded digests and {len(saved)} keyframes agree"
     print(
-        f"{replay.directory.name}: {to} generations replayed from votes alone; {digests} recorded digests and "
-        f"{len(saved)} keyframes agree; generation {to} has digest {current.digest:016x}"
+        f"{replay.directory.name}: {to} generations replayed from votes alone; {agree}; "
+        f"generation {to} has digest {current.digest:016x}"
     )
     return 0
+
+
+def _digests(replay: Replay, to: int) -> int:
+    """How many of generations 0 .. `to` have a digest in the journal; `Replay` has compared all of them."""
+    commits, close = len(replay.contents.commits), replay.contents.close
+    return min(to + 1, max(1, commits)) + (close is not None and to == close.generation > 0)
 
 
 def _compare(replay: Replay, current: Canonical) -> list[str]:

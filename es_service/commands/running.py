@@ -76,6 +76,6 @@ def _report(config: RunConfig, directory: RunDirectory) -> None:
     try:
         print(f"loss curve: {plot.draw_run(directory, config)}")
     except ImportError:
-        print("loss curve: install the plot extra (pip install 'es-service[plot]'), then es-service plot", file=sys.stderr)  # fmt: skip
+        print("loss curve: pip install 'es-service[plot]', then es-service plot", file=sys.stderr)
     print("sample:")
     print(sample.sample_run(directory, config, b"def ", _SAMPLE_BYTES))

@@ -139,7 +139,7 @@ def save_export(path: Path, model: Model) -> None:
 
     Of the deployment it holds only what the held-out figure depends on, so that equal runs give equal files.
     """
-    deployment = {"evaluation_rows": model.config.deployment.evaluation_rows}
+    deployment = model.config.deployment.model_dump(include={"evaluation_rows", "evaluation_bytes"})
     metadata = {
         "config": journal.canonical_json(model.config.spec | {"deployment": deployment}).decode(),
         "digest": f"{model.digest:016x}",

@@ -70,9 +70,7 @@ def run_status(directory: RunDirectory) -> dict[str, Any]:
     }
 
 
-def _state(
-    holder: str | None, contents: journal.JournalContents, goal: int, ended: Sequence[dict[str, Any]]
-) -> str:
+def _state(holder: str | None, contents: journal.JournalContents, goal: int, ended: Sequence[dict[str, Any]]) -> str:
     if holder is not None:
         return "running"
     if contents.close is not None:
@@ -114,9 +112,9 @@ def _print_all(listed: Sequence[dict[str, Any]]) -> None:
         if "error" in values:
             rows.append((values["name"], values["state"], "-", "-", "-", "-", "-"))
             continue
+        loss, held_out, votes = (bits(values[key]) for key in ("bits_per_byte", "held_out", "bits_per_member"))
         generation = f"{values['generation']}/{values['goal']}"
-        figures = (bits(values["bits_per_byte"]), bits(values["held_out"]), _rate(values), bits(values["bits_per_member"]))  # fmt: skip
-        rows.append((values["name"], values["state"], generation, *figures))
+        rows.append((values["name"], values["state"], generation, loss, held_out, _rate(values), votes))
     print_table(columns, rows)
     for values in listed:
         if "error" in values:
@@ -137,13 +135,14 @@ def _print_one(values: dict[str, Any]) -> None:
     held_out = bits(values["held_out"])
     if values["held_out"] is not None:
         held_out += f" bits/byte at generation {values['held_out_generation']}"
+    workers = "-" if values["workers"] is None else values["workers"]
     lines = {
         "run": f"{values['name']}, in {values['path']}",
         "state": state,
         "generation": f"{values['generation']}/{values['goal']}",
         "training": f"{bits(values['bits_per_byte'])} bits/byte",
         "held-out": held_out,
-        "speed": f"{_rate(values)} model-bytes/s, {values['workers'] or '-'} workers",
+        "speed": f"{_rate(values)} model-bytes/s; workers: {workers}",
         "bits a member": f"{bits(values['bits_per_member'])} of votes, "
         f"{bits(values['wire_bits_per_member'])} on the wire (every byte sent)",
         "journal": f"{values['journal_bytes']:,} bytes",

@@ -8,17 +8,13 @@ from pathlib import Path
 import numpy as np
 
 from es_service.config import RunConfig
-from es_service.data import Baselines, Cache, Corpus, FilesDataConfig, baselines, default_cache_dir, evaluation_rows
+from es_service.data import Baselines, Cache, Corpus, FilesDataConfig, baselines, default_cache_dir
 from es_service.data.files import FilesSource
 from es_service.errors import DataError
+from es_service.session import held_out_rows
 from es_service.types import UInt8Array
 
-__all__ = ["cached_corpus", "held_out_baselines", "held_out_rows", "text_of_files"]
-
-
-def held_out_rows(config: RunConfig, corpus: Corpus) -> UInt8Array:
-    """The rows (S, T + 1) that the run is evaluated on."""
-    return evaluation_rows(corpus.held_out, config.deployment.evaluation_rows, config.segment.bytes)
+__all__ = ["cached_corpus", "held_out_baselines", "text_of_files"]
 
 
 def held_out_baselines(config: RunConfig, corpus: Corpus) -> Baselines:

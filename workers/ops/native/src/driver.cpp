@@ -28,11 +28,11 @@ void parallel(size_t items, int threads, const std::function<void(size_t, int)>&
 
 namespace {
 
-// 64 members a tile read each weight panel from L1 twice; fewer where that would leave a thread without work.
+// The instruction set's own tile, or smaller where that would leave a thread without work.
 int groups_of(const Kernels& k, const Forward& f, int threads) {
     const size_t group = size_t(k.lanes) * (f.factors ? 1 : 2);
     const size_t groups = (f.units + group - 1) / group, share = (groups + size_t(threads) - 1) / size_t(threads);
-    return int(std::min(size_t(std::max(1, 32 / k.lanes)), share));
+    return int(std::min(size_t(k.groups), share));
 }
 
 }  // namespace

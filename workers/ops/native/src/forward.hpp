@@ -35,7 +35,15 @@ template <class I>
 size_t model_bytes(const Shape& s) {
     Arena arena{nullptr};
     Model<I> model(s, arena);
-    return arena.used;
+    return arena.used + size_t(4 * s.width * I::kRows);  // and pack_model's scratch, the widest panel
+}
+
+// to[k / 4][row][k mod 4] = weights[row][k], the form that panels are packed from; rows beyond `rows` are zero.
+template <class I>
+void interleave_rows(const int8_t* weights, int rows, int in, int8_t* to) {
+    if (rows < I::kRows) memset(to, 0, size_t(I::kRows) * size_t(in));
+    for (int row = 0; row < rows; ++row)
+        for (int k = 0; k < in; k += 4) memcpy(to + k * I::kRows + 4 * row, weights + size_t(row) * size_t(in) + size_t(k), 4);
 }
 
 template <class I>
@@ -46,11 +54,13 @@ void pack_model(const Shape& s, const int8_t* parameters, uint8_t* packed) {
     memcpy(model.embedding, parameters, kVocabulary * d);
     for (int v = 0; v < num_vectors(s); ++v) memcpy(model.vectors + size_t(v) * d, parameters + vector_at(s, v), d);
     uint8_t* panel = model.panels;
+    int8_t* quads = (int8_t*)(packed + model_bytes<I>(s) - size_t(4 * s.width * I::kRows));  // see model_bytes
     for (int m = 0; m < num_matrices(s); ++m) {
         Matrix matrix = matrix_at(s, m);
         for (int row = 0; row < matrix.out; row += I::kRows, panel += I::panel_bytes(matrix.in)) {
             const int present = matrix.out - row < I::kRows ? matrix.out - row : I::kRows;
-            I::pack_panel(parameters + matrix.weights + size_t(row) * size_t(matrix.in), present, matrix.in, panel);
+            interleave_rows<I>(parameters + matrix.weights + size_t(row) * size_t(matrix.in), present, matrix.in, quads);
+            I::pack_panel(quads, matrix.in, panel);
         }
     }
 }
@@ -313,56 +323,82 @@ struct Tile {
     }
 
     // y[half][out / 4] = c(acc div (16 isqrt(in))), acc = W x + ((sum_r (x . B_r) (sign A_r)) >> S).
-    // in_stride: operands between halves of `in`.
     void matmul(int index, const uint8_t* panel, const Operand* in, Quad* y) {
+        const Divisor divisor = divisor_for(matrix_at(f.shape, index).in);
+        if (divisor.power) multiply<true>(index, divisor, panel, in, y);
+        else multiply<false>(index, divisor, panel, in, y);
+    }
+
+    template <bool SHIFTS>
+    void multiply(int index, const Divisor& divisor, const uint8_t* panel, const Operand* in, Quad* y) {
         const Matrix matrix = matrix_at(f.shape, index);
-        const Divisor divisor = divisor_for(matrix.in);
         const size_t bytes = I::panel_bytes(matrix.in);
         const int in_quads = matrix.in / 4, out_quads = matrix.out / 4;
-        I32 dots[kMaxHalves][RANK < 0 ? kMaxRank : 1];
-        const int8_t* a[kMaxHalves / 2];
-        if (RANK) {
-            for (int g = 0; g < groups; ++g) {
-                MatrixNoise n = noise_of(g, index);
-                a[g] = n.a;
-                for (int r = 0; r < rank; ++r) {
-                    const Operand *x0 = in + 2 * g * in_quads, *x1 = x0 + in_quads;
-                    I32 even = n.start[r], odd = n.start[r];
-                    const Quad* b = n.b + r * in_quads;
-                    for (int k = 0; k < in_quads; ++k) even = I::dot(even, x0[k], b[k]), odd = I::dot(odd, x1[k], b[k]);
-                    dots[2 * g][r] = even, dots[2 * g + 1][r] = -odd;
-                }
-            }
-        }
+        GroupNoise noises[kMaxHalves / 2];
+        if (RANK)
+            for (int g = 0; g < groups; ++g) noises[g] = dot_noise(noise_of(g, index), matrix.in, in + 2 * g * in_quads);
         for (int row = 0; row < matrix.out; row += I::kRows, panel += bytes) {
             for (int g = 0; g < groups; ++g) {
                 I32 acc[I::kRows][2];
                 const Operand* x0 = in + 2 * g * in_quads;
+                if (I::kPrefetch) prefetch(panel + bytes, bytes, g);
                 I::gemm(panel, x0, x0 + in_quads, matrix.in, acc);
                 Quad* to = y + 2 * g * out_quads + row / 4;
                 for (int i = 0; i < I::kRows && row + i < matrix.out; i += 4) {
-                    if (RANK) add_noise(acc + i, a[g] + (row + i) * W, matrix.out, dots[2 * g], dots[2 * g + 1]);
-                    to[i / 4] = I::divide_quad(acc[i][0], acc[i + 1][0], acc[i + 2][0], acc[i + 3][0], divisor);
-                    to[i / 4 + out_quads] = I::divide_quad(acc[i][1], acc[i + 1][1], acc[i + 2][1], acc[i + 3][1], divisor);
+                    if (RANK) add_noise(acc + i, noises[g], row + i, matrix.out);
+                    to[i / 4] = quotient<SHIFTS>(acc + i, 0, divisor);
+                    to[i / 4 + out_quads] = quotient<SHIFTS>(acc + i, 1, divisor);
                 }
             }
         }
     }
 
-    ES_INLINE void add_noise(I32 (*acc)[2], const int8_t* a, int out, const I32* even, const I32* odd) const {
-        for (int i = 0; i < 4; ++i) {
-            I32 factor = I::widen(a + i * W);
-            I32 sum0 = even[0] * factor, sum1 = odd[0] * factor;
-            for (int r = 1; r < rank; ++r) {
-                factor = I::widen(a + (r * out + i) * W);
-                sum0 += even[r] * factor, sum1 += odd[r] * factor;
-            }
-            acc[i][0] += sum0 >> noise_shift;
-            acc[i][1] += sum1 >> noise_shift;
-        }
+    // The panels outgrow the second-level cache: while a group runs, its share of the next panel comes closer.
+    ES_INLINE void prefetch(const uint8_t* next, size_t bytes, int group) const {
+        const size_t share = bytes / size_t(groups);
+        for (size_t at = 0; at < share; at += 64) __builtin_prefetch(next + size_t(group) * share + at, 0, 2);
+    }
+
+    template <bool SHIFTS>
+    static ES_INLINE Quad quotient(const I32 (*acc)[2], int half, const Divisor& divisor) {
+        const I32 a = acc[0][half], b = acc[1][half], c = acc[2][half], d = acc[3][half];
+        if (!SHIFTS) return I::divide_quad(a, b, c, d, divisor);
+        return I::clip_quad(a >> divisor.power, b >> divisor.power, c >> divisor.power, d >> divisor.power);
     }
 
     static constexpr int kMaxHalves = 16, kMaxRank = 64;
+
+    struct GroupNoise {
+        const int8_t* a;                             // [rank][out][W]
+        I32 dots[RANK < 0 ? kMaxRank : 1][2];        // x . B_r of the even, and - x . B_r of the odd members
+    };
+
+    ES_INLINE GroupNoise dot_noise(const MatrixNoise& n, int in, const Operand* x0) const {
+        GroupNoise result;
+        result.a = n.a;
+        const int in_quads = in / 4;
+        const Operand* x1 = x0 + in_quads;
+        for (int r = 0; r < rank; ++r) {
+            const Quad* b = n.b + r * in_quads;
+            I32 even = n.start[r], odd = n.start[r];
+            for (int k = 0; k < in_quads; ++k) even = I::dot(even, x0[k], b[k]), odd = I::dot(odd, x1[k], b[k]);
+            result.dots[r][0] = even, result.dots[r][1] = -odd;
+        }
+        return result;
+    }
+
+    // Adds (sum_r dot_r A_r[o]) >> S to four outputs from `row` on.
+    ES_INLINE void add_noise(I32 (*acc)[2], const GroupNoise& n, int row, int out) const {
+        for (int i = 0; i < 4; ++i) {
+            I32 even = {}, odd = {};
+            for (int r = 0; r < rank; ++r) {
+                const I32 factor = I::widen(n.a + (r * out + row + i) * W);
+                even += n.dots[r][0] * factor, odd += n.dots[r][1] * factor;
+            }
+            acc[i][0] += even >> noise_shift;
+            acc[i][1] += odd >> noise_shift;
+        }
+    }
 
     // c(a + b + c) of int8 terms.
     static ES_INLINE I16 total3_even(Quad a, Quad b, Quad c) { return I::clip(I::even(a) + I::even(b) + I::even(c)); }

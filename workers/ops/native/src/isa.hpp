@@ -8,16 +8,16 @@
 namespace es {
 namespace {
 
-// Multiply-adds of the block product on operands that stay in L1: what the instruction can do at most.
-template <class I>
-int64_t peak(int64_t rounds) {
-    return I::peak(rounds);
-}
-
 template <class I>
 constexpr Kernels table() {
-    return {I::kName,        I::W,          model_bytes<I>,         pack_model<I>,      tile_bytes<I>, forward_tile<I>,
-            noise_unit<I>, accumulate_bytes<I>, accumulate_rows<I>, apply<I>, peak<I>};
+    Kernels k{};
+    k.name = I::kName, k.lanes = I::W, k.groups = I::kGroups;
+    k.model_bytes = model_bytes<I>, k.pack_model = pack_model<I>;
+    k.tile_bytes = tile_bytes<I>, k.forward_tile = forward_tile<I>;
+    k.noise_unit = noise_unit<I>;
+    k.accumulate_bytes = accumulate_bytes<I>, k.accumulate_rows = accumulate_rows<I>;
+    k.apply = apply<I>, k.peak = I::peak;
+    return k;
 }
 
 }  // namespace

@@ -63,7 +63,8 @@ struct Votes {
 
 struct Kernels {
     const char* name;
-    int lanes;  // pairs of one group: a group runs its even and its odd members side by side
+    int lanes;   // pairs of one group: a group runs its even and its odd members side by side
+    int groups;  // of one tile, where there are enough members
 
     size_t (*model_bytes)(const Shape&);
     void (*pack_model)(const Shape&, const int8_t* parameters, uint8_t* packed);

@@ -32,6 +32,7 @@ struct Divisor {
     int bound;       // 127 d
     int multiplier;  // round(2^(shift - 1) / d), in [2^14, 2^15)
     int shift;       // at least 16
+    int power;       // 16 d = 2^power, or 0 where it is not a power of two
 };
 
 ES_INLINE Divisor divisor_for(int in) {
@@ -39,7 +40,8 @@ ES_INLINE Divisor divisor_for(int in) {
     while ((root + 1) * (root + 1) <= in) ++root;
     int power = 14;
     while ((int64_t{1} << power) * 2 + root < int64_t{2} * root << 14) ++power;
-    return {127 * root, int(((int64_t{1} << power) * 2 + root) / (2 * root)), power + 1};
+    const bool exact = (root & (root - 1)) == 0;
+    return {127 * root, int(((int64_t{1} << power) * 2 + root) / (2 * root)), power + 1, exact ? power - 10 : 0};
 }
 
 template <int W>

@@ -19,6 +19,8 @@ namespace {
 struct Amx : Avx512Base {
     static constexpr const char* kName = "amx";
     static constexpr int kRows = 32;
+    static constexpr int kGroups = 4;
+    static constexpr bool kPrefetch = true;
 
     using Operand = Quad;  // signed, as it is
 
@@ -27,14 +29,13 @@ struct Amx : Avx512Base {
 
     static void expand(const Quad* quads, int count, Operand* out) { memcpy(out, quads, sizeof(Quad) * size_t(count)); }
 
-    // Panel: [in / 64][kRows][64] weights; inputs beyond `in` and rows beyond `rows` are zero.
-    static int padded(int in) { return (in + 63) / 64 * 64; }
-    static size_t panel_bytes(int in) { return size_t(kRows) * size_t(padded(in)); }
-    static void pack_panel(const int8_t* weights, int rows, int in, uint8_t* panel) {
-        memset(panel, 0, panel_bytes(in));
-        for (int k = 0; k < in; ++k)
-            for (int row = 0; row < rows; ++row)
-                panel[k / 64 * 64 * kRows + 64 * row + k % 64] = uint8_t(weights[size_t(row) * size_t(in) + size_t(k)]);
+    // Panel from [k4][kRows][4]: [in / 64][kRows][64]; inputs beyond `in` are zero.
+    static size_t panel_bytes(int in) { return size_t(kRows) * size_t((in + 63) / 64 * 64); }
+    static void pack_panel(const int8_t* weights, int in, uint8_t* panel) {
+        if (in % 64) memset(panel, 0, panel_bytes(in));
+        for (int k = 0; k < in; k += 4)
+            for (int row = 0; row < kRows; ++row, weights += 4)
+                memcpy(panel + k / 64 * 64 * kRows + 64 * row + k % 64, weights, 4);
     }
 
     static ES_INLINE I32 dot(I32 acc, const Operand& x, Quad b) {

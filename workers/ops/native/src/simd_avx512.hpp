@@ -90,6 +90,8 @@ struct Avx512Base : Generic<16> {
 struct Avx512Vnni : Avx512Base {
     static constexpr const char* kName = "avx512vnni";
     static constexpr int kRows = 8;
+    static constexpr int kGroups = 2;
+    static constexpr bool kPrefetch = false;
 
     using Operand = Quad;  // activation + 128 as unsigned bytes
 
@@ -100,20 +102,16 @@ struct Avx512Vnni : Avx512Base {
         for (int k = 0; k < count; ++k) out[k] = quads[k] ^ int8_t(-128);
     }
 
-    // Panel: kRows starting values, then [k4][kRows][4] weights; rows beyond `rows` are zero.
+    // Panel from [k4][kRows][4]: kRows starting values in a line of their own, then the weights as they are.
     static size_t panel_bytes(int in) { return 64 + size_t(kRows) * size_t(in); }
-    static void pack_panel(const int8_t* weights, int rows, int in, uint8_t* panel) {
-        memset(panel, 0, panel_bytes(in));
-        int32_t* start = (int32_t*)panel;
-        for (int row = 0; row < rows; ++row) {
-            int32_t sum = 0;
-            for (int k = 0; k < in; ++k) sum += weights[size_t(row) * size_t(in) + size_t(k)];
-            start[row] = -128 * sum;
-        }
-        uint8_t* out = panel + 64;
-        for (int k = 0; k < in; k += 4)
-            for (int row = 0; row < rows; ++row)
-                memcpy(out + k * kRows + 4 * row, weights + size_t(row) * size_t(in) + size_t(k), 4);
+    static void pack_panel(const int8_t* weights, int in, uint8_t* panel) {
+        const size_t bytes = size_t(kRows) * size_t(in);
+        memcpy(panel + 64, weights, bytes);
+        __m256i sums = _mm256_setzero_si256();
+        for (size_t at = 0; at < bytes; at += 4 * kRows)
+            sums = _mm256_dpbusd_epi32(sums, _mm256_set1_epi8(1), _mm256_loadu_si256((const __m256i*)(weights + at)));
+        static_assert(kRows == 8, "one sum for each row");
+        _mm512_store_si512(panel, _mm512_slli_epi32(_mm512_castsi256_si512(_mm256_sub_epi32(_mm256_setzero_si256(), sums)), 7));
     }
 
     static ES_INLINE I32 dot(I32 acc, const Operand& x, Quad b) {

@@ -12,6 +12,8 @@ struct Neon : Generic<4> {
     static constexpr const char* kName = "neon";
     static constexpr int W = 4;
     static constexpr int kRows = 8;
+    static constexpr int kGroups = 8;
+    static constexpr bool kPrefetch = false;
     static constexpr int kDotOffset = 0;
 
     using Operand = Quad;
@@ -21,14 +23,9 @@ struct Neon : Generic<4> {
 
     static void expand(const Quad* quads, int count, Operand* out) { memcpy(out, quads, sizeof(Quad) * size_t(count)); }
 
-    // Panel: [k4][kRows][4] weights; rows beyond `rows` are zero.
+    // The panel is [k4][kRows][4] as it comes.
     static size_t panel_bytes(int in) { return size_t(kRows) * size_t(in); }
-    static void pack_panel(const int8_t* weights, int rows, int in, uint8_t* panel) {
-        memset(panel, 0, panel_bytes(in));
-        for (int k = 0; k < in; k += 4)
-            for (int row = 0; row < rows; ++row)
-                memcpy(panel + k * kRows + 4 * row, weights + size_t(row) * size_t(in) + size_t(k), 4);
-    }
+    static void pack_panel(const int8_t* weights, int in, uint8_t* panel) { memcpy(panel, weights, panel_bytes(in)); }
 
     static ES_INLINE I32 dot(I32 acc, const Operand& x, Quad b) {
         return (I32)vdotq_s32((int32x4_t)acc, (int8x16_t)x, (int8x16_t)b);

@@ -27,17 +27,14 @@ struct Pairs : Generic<W_> {
         for (int k = 0; k < count; ++k) out[k] = {G::even(quads[k]), G::odd(quads[k])};
     }
 
-    // Panel: for each k div 4, weights of the even, then of the odd activations: [k4][2][kRows][2] int16;
-    // rows beyond `rows` are zero.
+    // Panel from [k4][kRows][4]: for each k div 4, weights of the even, then of the odd activations,
+    // [k4][2][kRows][2] int16.
     static size_t panel_bytes(int in) { return size_t(I::kRows) * size_t(in) * 2; }
-    static void pack_panel(const int8_t* weights, int rows, int in, uint8_t* panel) {
-        memset(panel, 0, panel_bytes(in));
+    static void pack_panel(const int8_t* weights, int in, uint8_t* panel) {
         int16_t* out = (int16_t*)panel;
-        for (int k = 0; k < in; k += 4)
-            for (int half = 0; half < 2; ++half, out += 2 * I::kRows)
-                for (int row = 0; row < rows; ++row)
-                    for (int j = 0; j < 2; ++j)
-                        out[2 * row + j] = weights[size_t(row) * size_t(in) + size_t(k + half + 2 * j)];
+        for (int k = 0; k < in; k += 4, weights += 4 * I::kRows, out += 4 * I::kRows)
+            for (int row = 0; row < I::kRows; ++row)
+                for (int j = 0; j < 4; ++j) out[2 * I::kRows * (j & 1) + 2 * row + j / 2] = weights[4 * row + j];
     }
 
     static ES_INLINE I32 dot(I32 acc, const Operand& x, Quad b) {

@@ -22,11 +22,11 @@ struct Accumulator {
 
     const Votes& votes;
     const Tensor& tensor;
-    Quad* quads;         // [kDepth / 4]
-    Operand* columns;    // [sign][lane block][kDepth / 4]
-    int8_t* rows;        // [kRows][kDepth]
-    uint8_t* panel[2];   // [sign]
-    int blocks;          // lane blocks, even
+    Quad* quads;        // [kDepth / 4]
+    Operand* columns;   // [sign][lane block][kDepth / 4]
+    int8_t* rows;       // [kDepth / 4][kRows][4]
+    uint8_t* panel[2];  // [sign]
+    int blocks;         // lane blocks, even
 
     Accumulator(const Votes& v, const Tensor& t, Arena& arena) : votes(v), tensor(t) {
         blocks = int((t.in + 2 * W - 1) / (2 * W)) * 2;
@@ -36,36 +36,47 @@ struct Accumulator {
         for (auto& p : panel) p = arena.take<uint8_t>(I::panel_bytes(kDepth));
     }
 
-    ES_INLINE int8_t entry(int8_t value) const { return votes.sign_noise ? int8_t((value > 0) - (value < 0)) : value; }
-
     // Factor entries `offset` .. of the k-th (unit, r) of a list; `size` entries a rank.
     const int8_t* factor(const uint32_t* list, size_t k, int64_t offset, int64_t size) const {
         const size_t unit = list[k / size_t(votes.rank)], r = k % size_t(votes.rank);
         return votes.factors + unit * votes.factor_stride + offset + int64_t(r) * size;
     }
 
-    // Columns of B: lanes are i, depth is padded with zeros up to kDepth.
+    // to[k / 4][entry][k mod 4] = entries `offset + entry` of the k-th factor; zero beyond `present` and `count`.
+    template <int WIDTH>
+    void interleave(const uint32_t* list, size_t first, size_t count, int64_t offset, int64_t size, int64_t begin, int8_t* to) {
+        const int64_t present = size - begin < WIDTH ? size - begin : WIDTH;
+        for (size_t k = 0; k < kDepth; k += 4, to += 4 * WIDTH) {
+            int8_t four[4][WIDTH];
+            for (size_t j = 0; j < 4; ++j) {
+                if (k + j < count && present == WIDTH) {
+                    memcpy(four[j], factor(list, first + k + j, offset, size) + begin, WIDTH);
+                    continue;
+                }
+                memset(four[j], 0, WIDTH);
+                if (k + j < count) memcpy(four[j], factor(list, first + k + j, offset, size) + begin, size_t(present));
+            }
+            for (int entry = 0; entry < WIDTH; ++entry)
+                for (int j = 0; j < 4; ++j) to[4 * entry + j] = four[j][entry];
+        }
+        if (votes.sign_noise) take_signs(to - WIDTH * kDepth, WIDTH * kDepth);
+    }
+
+    static void take_signs(int8_t* values, int count) {
+        for (int k = 0; k < count; ++k) values[k] = int8_t((values[k] > 0) - (values[k] < 0));
+    }
+
+    // Columns of B: lanes are i.
     void pack_columns(int sign, const uint32_t* list, size_t first, size_t count) {
         for (int block = 0; block < blocks; ++block) {
-            const int64_t begin = int64_t(block) * W, lanes = tensor.in - begin < W ? tensor.in - begin : W;
-            memset(quads, 0, sizeof(Quad) * (kDepth / 4));
-            for (size_t k = 0; k < count; ++k) {
-                const int8_t* from = factor(list, first + k, tensor.second, tensor.in) + begin;
-                int8_t* to = (int8_t*)(quads + k / 4) + k % 4;
-                for (int64_t lane = 0; lane < lanes; ++lane) to[4 * lane] = entry(from[lane]);
-            }
+            interleave<W>(list, first, count, tensor.second, tensor.in, int64_t(block) * W, (int8_t*)quads);
             I::expand(quads, kDepth / 4, columns + (sign * blocks + block) * (kDepth / 4));
         }
     }
 
-    void pack_rows(int sign, const uint32_t* list, size_t first, size_t count, int64_t row, int64_t end) {
-        memset(rows, 0, size_t(kRows) * kDepth);
-        const int64_t present = end - row < kRows ? end - row : kRows;
-        for (size_t k = 0; k < count; ++k) {
-            const int8_t* from = factor(list, first + k, tensor.first, tensor.out) + row;
-            for (int64_t o = 0; o < present; ++o) rows[size_t(o) * kDepth + k] = entry(from[o]);
-        }
-        I::pack_panel(rows, kRows, kDepth, panel[sign]);
+    void pack_rows(int sign, const uint32_t* list, size_t first, size_t count, int64_t row) {
+        interleave<kRows>(list, first, count, tensor.first, tensor.out, row, rows);
+        I::pack_panel(rows, kDepth, panel[sign]);
     }
 
     void add_block(const bool (&active)[2], int block, int64_t row, int64_t end, int32_t* sums) {
@@ -104,7 +115,7 @@ struct Accumulator {
             }
             for (int64_t row = first_row; row < end_row; row += kRows) {
                 for (int sign = 0; sign < 2; ++sign)
-                    if (active[sign]) pack_rows(sign, lists[sign], first, count[sign], row, end_row);
+                    if (active[sign]) pack_rows(sign, lists[sign], first, count[sign], row);
                 for (int block = 0; block < blocks; block += 2) add_block(active, block, row, end_row, sums);
             }
         }
@@ -142,23 +153,36 @@ void accumulate_rows(const Votes& votes, const Tensor& tensor, int64_t first_row
     I::leave();
 }
 
-// Loops over plain arrays that the compiler vectorises for this instruction set.
+// Moves the weights of W lanes; returns -1 in the lanes that moved.
+template <class I>
+ES_INLINE typename I::I32 apply_lanes(int8_t* parameters, const int32_t* sums, uint32_t least) {
+    using I32 = typename I::I32;
+    I32 z;
+    memcpy(&z, sums, sizeof z);
+    const I32 size = z < 0 ? -z : z;  // 2^31 stays itself, which is right as an unsigned number
+    const I32 moves = (typename I::U32)size >= least;
+    const I32 old = I::widen(parameters);
+    const I32 moved = I::clip(old + (z > 0 ? I::broadcast(1) : I::broadcast(-1)));
+    const auto bytes = __builtin_convertvector(moves ? moved : old, typename I::I8);
+    memcpy(parameters, &bytes, sizeof bytes);
+    return moves;
+}
+
 template <class I>
 int64_t apply(int8_t* parameters, const int32_t* sums, int64_t n, uint32_t least) {
-    int64_t moved = 0;
-    for (int64_t begin = 0; begin < n; begin += 4096) {
-        const int64_t end = n - begin < 4096 ? n : begin + 4096;
-        int32_t count = 0;
-        for (int64_t j = begin; j < end; ++j) {
-            const uint32_t size = sums[j] < 0 ? 0u - uint32_t(sums[j]) : uint32_t(sums[j]);
-            const bool moves = size >= least;
-            int value = parameters[j] + (sums[j] > 0 ? 1 : -1);
-            value = value > 127 ? 127 : value < -127 ? -127 : value;
-            parameters[j] = moves ? int8_t(value) : parameters[j];
-            count += moves;
-        }
-        moved += count;
-    }
+    typename I::I32 count = {};  // at most n / W in a lane: n is below 2^31 (driver.cpp)
+    int64_t done = 0, moved = 0;
+    for (; done + I::W <= n; done += I::W) count -= apply_lanes<I>(parameters + done, sums + done, least);
+    for (int lane = 0; lane < I::W; ++lane) moved += count[lane];
+    if (done == n) return moved;
+
+    int8_t last_parameters[I::W] = {};
+    int32_t last_sums[I::W] = {};
+    memcpy(last_parameters, parameters + done, size_t(n - done));
+    memcpy(last_sums, sums + done, size_t(n - done) * sizeof *sums);
+    count = apply_lanes<I>(last_parameters, last_sums, least);
+    memcpy(parameters + done, last_parameters, size_t(n - done));
+    for (int lane = 0; lane < n - done; ++lane) moved -= count[lane];
     return moved;
 }
 

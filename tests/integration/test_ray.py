@@ -1,0 +1,239 @@
+"""The determinism law and the failure policy on real Ray processes."""
+
+from __future__ import annotations
+
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+
+from es_service.config import resolve
+from es_service.directory import RunDirectory
+from es_service.errors import DataError, RunError
+from es_service.journal import scan
+from es_service.launch import launch
+from es_service.session import with_corpus
+
+pytestmark = pytest.mark.ray
+
+GENERATIONS = 12
+
+
+@pytest.fixture(scope="module")
+def corpus_dir(tmp_path_factory):
+    """A few small documents."""
+    folder = tmp_path_factory.mktemp("corpus")
+    for n in range(40):
+        text = "".join(f"def function_{n}_{i}(x):\n    return x + {i * n}\n" for i in range(30))
+        (folder / f"{n}.py").write_text(text)
+    return folder
+
+
+@pytest.fixture
+def make_config(corpus_dir, tmp_path):
+    """A small run; its arguments are fields of the deployment."""
+
+    def make(**deployment):
+        tree = {
+            "population": 320,
+            "model": {"kind": "egg", "width": 32, "layers": 1},
+            "data": {"kind": "files", "paths": [str(corpus_dir)], "held_out_percent": 20},
+            "segment": {"bytes": 16},
+            "feeding": {"kind": "members_per_sequence", "members": 32},
+            "deployment": {
+                "runs_dir": str(tmp_path), "generations": GENERATIONS, "lease_pairs": 20, "evaluation_rows": 16,
+                "keyframe_every": 5, "worker": {"threads": 1}, **deployment,
+            },
+        }  # fmt: skip
+        return with_corpus(resolve(tree))[0]
+
+    return make
+
+
+def finish(handle, on_beat=lambda status: None):
+    """Follow a run to its end."""
+    while (end := handle.wait(0.05)) is None:
+        on_beat(handle.heartbeat())
+    return end
+
+
+def run(config, name, address, on_beat=lambda status: None):
+    directory = RunDirectory(config.deployment.runs_dir, name)
+    with launch(config, directory, resume=False, address=address) as (handle, _):
+        assert finish(handle, on_beat).reason == "goal"
+    return directory.journal_path.read_bytes()
+
+
+@pytest.fixture
+def undisturbed(make_config):
+    """The journal of the same run in this process, without Ray."""
+    return run(make_config(pool="local"), "undisturbed", None)
+
+
+def test_the_journal_is_the_same_for_any_number_of_workers(make_config, ray_address, undisturbed):
+    for workers in (1, 2, 3):
+        assert run(make_config(workers=workers), f"workers-{workers}", ray_address) == undisturbed
+
+
+def worker_pids(directory):
+    """Process ids of the workers that have started, from the run's own events."""
+    ready = [event["about"] for event in directory.events() if event["kind"] == "worker_ready"]
+    return [int(re.search(r"pid (\d+)", about).group(1)) for about in ready]
+
+
+def test_a_killed_worker_is_replaced_and_leaves_no_trace(make_config, ray_address, undisturbed):
+    config = make_config(workers=2)
+    directory = RunDirectory(config.deployment.runs_dir, "killed")
+    killed = []
+
+    def kill_one(status):
+        if status.generation >= 2 and not killed:
+            killed.append(worker_pids(directory)[0])
+            os.kill(killed[0], signal.SIGKILL)
+
+    assert run(config, "killed", ray_address, kill_one) == undisturbed
+    assert killed
+    assert any(event["kind"] == "worker_gone" for event in directory.events())
+
+
+def test_a_killed_head_loses_nothing_committed(make_config, ray_address, undisturbed):
+    import ray
+
+    config = make_config(workers=1)
+    directory = RunDirectory(config.deployment.runs_dir, "beheaded")
+
+    def kill_head(status):
+        if status.generation >= 3:
+            ray.kill(ray.get_actor("head-beheaded", namespace="es-service"))
+
+    with launch(config, directory, resume=False, address=ray_address) as (handle, _):
+        with pytest.raises(RunError, match="resume"):
+            finish(handle, kill_head)
+    assert 0 < len(scan(directory.journal_path).commits) < GENERATIONS
+    with launch(config, directory, resume=True, address=ray_address) as (handle, _):
+        assert finish(handle).reason == "goal"
+    assert directory.journal_path.read_bytes() == undisturbed
+
+
+@pytest.fixture
+def cli():
+    """The command line in a process of its own; ended with the test."""
+    started = []
+
+    def start(*arguments):
+        command = [sys.executable, "-m", "es_service", *map(str, arguments)]
+        started.append(subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True))
+        return started[-1]
+
+    yield start
+    for process in started:
+        process.kill()
+        process.communicate()
+
+
+def wait_for(condition, seconds=60):
+    deadline = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < deadline, "nothing happened in time"
+        time.sleep(0.05)
+
+
+def commits(directory):
+    return len(scan(directory.journal_path).commits) if directory.journal_path.exists() else 0
+
+
+def test_a_killed_driver_stops_the_head_at_a_commit(make_config, ray_address, cli):
+    config = make_config(workers=2, heartbeat_timeout_seconds=3)
+    directory = RunDirectory(config.deployment.runs_dir, "orphan")
+    directory.path.parent.joinpath("orphan.toml").write_text(_toml(config))
+    source = directory.path.parent / "orphan.toml"
+    flags = ["--name", "orphan", "--runs-dir", directory.path.parent, "--address", ray_address]
+    driver = cli("train", source, *flags, "--set", "deployment.generations=100000")
+    wait_for(lambda: commits(directory) > 1)
+    driver.kill()
+    driver.communicate()
+    wait_for(lambda: directory.holder() is None, 20)
+    reached = commits(directory)
+    assert scan(directory.journal_path).close.generation == reached
+    goal = reached + 3
+    again = cli("resume", "orphan", *flags[2:], "--set", f"deployment.generations={goal}")
+    output, _ = again.communicate(timeout=120)
+    assert again.returncode == 0, output
+    journal, other = directory.journal_path.read_bytes(), run(make_config(pool="local", generations=goal), "same", None)
+    assert journal == other
+
+
+def _toml(config):
+    """A TOML file of the same spec."""
+    paths = config.data.paths
+    return f"""
+population = {config.population}
+[model]
+kind = "egg"
+width = {config.model.width}
+layers = {config.model.layers}
+[data]
+kind = "files"
+paths = ["{paths[0]}"]
+held_out_percent = {config.data.held_out_percent}
+[segment]
+bytes = {config.segment.bytes}
+[feeding]
+kind = "members_per_sequence"
+members = {config.feeding.members}
+[deployment]
+lease_pairs = {config.deployment.lease_pairs}
+evaluation_rows = {config.deployment.evaluation_rows}
+workers = {config.deployment.workers}
+heartbeat_timeout_seconds = {config.deployment.heartbeat_timeout_seconds}
+[deployment.worker]
+threads = 1
+"""
+
+
+def test_a_run_in_use_cannot_be_opened_twice(make_config, ray_address, cli):
+    config = make_config(workers=1, generations=1000)
+    directory = RunDirectory(config.deployment.runs_dir, "busy")
+    with launch(config, directory, resume=False, address=ray_address) as (handle, _):
+        wait_for(lambda: commits(directory) > 0)
+        second = cli("resume", "busy", "--runs-dir", directory.path.parent, "--set", "deployment.pool=local")
+        output, _ = second.communicate(timeout=60)
+        assert second.returncode == 3
+        assert "in use" in output
+        handle.stop("enough")
+        assert finish(handle).reason == "enough"
+
+
+def test_workers_with_other_text_refuse_to_start(make_config, ray_address):
+    config = make_config(workers=1)
+    wrong = config.model_copy(update={"data": config.data.model_copy(update={"content_hash": "0" * 64})})
+    directory = RunDirectory(config.deployment.runs_dir, "other-text")
+    with pytest.raises(DataError, match=r"data\.content_hash"):
+        with launch(wrong, directory, resume=False, address=ray_address) as (handle, _):
+            finish(handle)
+
+
+def test_train_starts_its_own_ray_and_ctrl_c_can_be_resumed(make_config, cli):
+    """The one-command path: no cluster, Ctrl-C in the middle, resume to the goal."""
+    config = make_config(workers=1)
+    directory = RunDirectory(config.deployment.runs_dir, "alone")
+    source = directory.path.parent / "alone.toml"
+    source.write_text(_toml(config))
+    runs = ["--runs-dir", directory.path.parent]
+    first = cli("train", source, "--name", "alone", *runs, "--set", "deployment.generations=100000")
+    wait_for(lambda: commits(directory) > 1)
+    first.send_signal(signal.SIGINT)
+    output, _ = first.communicate(timeout=60)
+    assert first.returncode == 130, output
+    assert "go on with: es-service resume alone" in output
+    goal = commits(directory) + 2
+    second = cli("resume", "alone", *runs, "--set", f"deployment.generations={goal}")
+    output, _ = second.communicate(timeout=120)
+    assert second.returncode == 0, output
+    assert f"stopped at generation {goal}: goal" in output
+    same = run(make_config(pool="local", generations=goal), "same", None)
+    assert directory.journal_path.read_bytes() == same
