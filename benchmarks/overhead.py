@@ -80,7 +80,9 @@ def main() -> None:
     finally:
         shutil.rmtree(scratch)
     figures = {"preset": arguments.preset, "pool": arguments.pool, "cores": os.cpu_count(), "ratios": ratios, "median": median(ratios)}  # fmt: skip
-    print(f"median ratio {median(ratios):.4f} ({arguments.preset}, {arguments.pool}, {arguments.generations} generations)")
+    print(
+        f"median ratio {median(ratios):.4f} ({arguments.preset}, {arguments.pool}, {arguments.generations} generations)"
+    )
     if arguments.json:
         arguments.json.write_text(json.dumps(figures, indent=2) + "\n")
 

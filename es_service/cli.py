@@ -70,29 +70,47 @@ def _with_backend(parser: argparse.ArgumentParser) -> None:
 
 
 def _with_deployment(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--set", action="append", default=[], metavar="FIELD=VALUE", dest="overrides",
-                        help="change a config field, for example --set deployment.generations=50; may be repeated")  # fmt: skip
+    parser.add_argument(
+        "--set",
+        action="append",
+        default=[],
+        metavar="FIELD=VALUE",
+        dest="overrides",
+        help="change a config field, for example --set deployment.generations=50; may be repeated",
+    )
     parser.add_argument("--workers", type=int, metavar="N", help="number of workers")
     parser.add_argument("--address", metavar="HOST:PORT", help="existing Ray cluster (default: start a local one)")
     parser.add_argument("--detach", action="store_true", help="let the run outlive this command; needs --address")
 
 
 def _training(commands: Commands[argparse.ArgumentParser]) -> None:
-    train = _command(commands, "train", "train a preset or config file",
-                     "train egg-laptop\ntrain egg-smoke --name try1 --set seed=7 --set deployment.pool=local\n"
-                     "train my.toml --address 127.0.0.1:6379 --workers 8")  # fmt: skip
+    train = _command(
+        commands,
+        "train",
+        "train a preset or config file",
+        "train egg-laptop\ntrain egg-smoke --name try1 --set seed=7 --set deployment.pool=local\n"
+        "train my.toml --address 127.0.0.1:6379 --workers 8",
+    )
     train.add_argument("source", metavar="PRESET|FILE.toml", help="see `es-service presets`")
     train.add_argument("--name", help="name of the run (default: PRESET-n)")
     _with_deployment(train)
     _with_runs_dir(train)
 
-    resume = _command(commands, "resume", "go on with a run from its journal",
-                      "resume egg-laptop-1\nresume egg-laptop-1 --set deployment.generations=400")  # fmt: skip
+    resume = _command(
+        commands,
+        "resume",
+        "go on with a run from its journal",
+        "resume egg-laptop-1\nresume egg-laptop-1 --set deployment.generations=400",
+    )
     _with_run(resume)
     _with_deployment(resume)
 
-    stop = _command(commands, "stop", "stop a run at its last commit",
-                    "stop egg-laptop-1\nstop egg-minipile-1 --address 10.0.0.4:6379")  # fmt: skip
+    stop = _command(
+        commands,
+        "stop",
+        "stop a run at its last commit",
+        "stop egg-laptop-1\nstop egg-minipile-1 --address 10.0.0.4:6379",
+    )
     _with_run(stop)
     stop.add_argument("--address", metavar="HOST:PORT", help="Ray cluster that the run is on, if not this machine")
 
@@ -107,8 +125,12 @@ def _watching(commands: Commands[argparse.ArgumentParser]) -> None:
     _with_run(journal)
     journal.add_argument("--json", action="store_true", help="print JSON")
 
-    replay = _command(commands, "replay", "rebuild parameters from votes alone",
-                      "replay egg-laptop-1 --verify\nreplay egg-laptop-1 --to 100")  # fmt: skip
+    replay = _command(
+        commands,
+        "replay",
+        "rebuild parameters from votes alone",
+        "replay egg-laptop-1 --verify\nreplay egg-laptop-1 --to 100",
+    )
     _with_run(replay)
     replay.add_argument("--to", type=int, metavar="G", help="generation to rebuild (default: the last)")
     replay.add_argument("--verify", action="store_true", help="start at generation 0 and check every keyframe")
@@ -121,16 +143,24 @@ def _watching(commands: Commands[argparse.ArgumentParser]) -> None:
 
 def _models(commands: Commands[argparse.ArgumentParser]) -> None:
     what = "name of a run, or a .safetensors file made by export"
-    export = _command(commands, "export", "write the model of a run as safetensors",
-                      "export egg-laptop-1 --out model.safetensors --generation 100")  # fmt: skip
+    export = _command(
+        commands,
+        "export",
+        "write the model of a run as safetensors",
+        "export egg-laptop-1 --out model.safetensors --generation 100",
+    )
     _with_run(export)
     export.add_argument("--out", type=Path, required=True, metavar="FILE.safetensors", help="file to write")
     export.add_argument("--generation", type=int, metavar="G", help="generation (default: the last)")
     _with_backend(export)
 
-    sample = _command(commands, "sample", "generate text",
-                      "sample egg-laptop-1 --prompt 'def ' --bytes 200\n"
-                      "sample model.safetensors --prompt 'import ' --bytes 80 --temperature 0.7 --seed 3")  # fmt: skip
+    sample = _command(
+        commands,
+        "sample",
+        "generate text",
+        "sample egg-laptop-1 --prompt 'def ' --bytes 200\n"
+        "sample model.safetensors --prompt 'import ' --bytes 80 --temperature 0.7 --seed 3",
+    )
     _with_run(sample, what)
     sample.add_argument("--prompt", default="", help="text to continue (default: the start of a document)")
     sample.add_argument("--bytes", type=int, default=200, metavar="N", help="bytes to generate (default: 200)")
@@ -138,19 +168,31 @@ def _models(commands: Commands[argparse.ArgumentParser]) -> None:
     sample.add_argument("--seed", type=int, default=1, help="seed of the sampling (default: 1)")
     _with_backend(sample)
 
-    evaluate = _command(commands, "eval", "held-out bits/byte of a model",
-                        "eval egg-laptop-1\neval model.safetensors --data notes.txt")  # fmt: skip
+    evaluate = _command(
+        commands, "eval", "held-out bits/byte of a model", "eval egg-laptop-1\neval model.safetensors --data notes.txt"
+    )
     _with_run(evaluate, what)
-    evaluate.add_argument("--data", action="extend", nargs="+", type=Path, metavar="PATH", dest="paths",
-                          help="files or folders, all of whose text is evaluated (default: the held-out text of the run)")  # fmt: skip
+    evaluate.add_argument(
+        "--data",
+        action="extend",
+        nargs="+",
+        type=Path,
+        metavar="PATH",
+        dest="paths",
+        help="files or folders to evaluate whole (default: the held-out text of the run)",
+    )
     evaluate.add_argument("--generation", type=int, metavar="G", help="generation of the run (default: the last)")
     evaluate.add_argument("--json", action="store_true", help="print JSON")
     _with_backend(evaluate)
 
 
 def _machine(commands: Commands[argparse.ArgumentParser]) -> None:
-    verify = _command(commands, "verify", "compare this machine's kernels with recorded vectors",
-                      "verify\nverify --backend reference recorded/*.npz")  # fmt: skip
+    verify = _command(
+        commands,
+        "verify",
+        "compare this machine's kernels with recorded vectors",
+        "verify\nverify --backend reference recorded/*.npz",
+    )
     verify.add_argument("files", nargs="*", type=Path, metavar="FILE.npz", help="default: the vectors shipped")
     _with_backend(verify)
     _command(commands, "presets", "list the presets", "presets")

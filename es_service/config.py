@@ -76,8 +76,8 @@ class DeploymentConfig(_Config):
     """Stop at the first commit after this many seconds; resume goes on."""
     pool: Literal["ray", "local"] = "ray"
     """`ray`: worker actors. `local`: evaluators inside this process, without Ray."""
-    workers: int = Field(1, ge=1, le=100_000)
-    """Number of workers."""
+    workers: int = Field(0, ge=0, le=100_000)
+    """Number of workers; 0: one on each node, or one for each share of a GPU that `worker.num_gpus` asks for."""
     worker: WorkerConfig = WorkerConfig()
     """Each worker."""
     head_num_cpus: float = Field(0, ge=0)

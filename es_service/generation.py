@@ -172,7 +172,7 @@ class Machine:
         """Give each lease of which every holder is overdue to an idle worker as well, the oldest first."""
         commands: list[Command] = []
         idle = sorted((name for name, w in self._workers.items() if not w.leases), key=self._faults, reverse=True)
-        if self._phase is not _Phase.OPEN or self._pending or not idle:
+        if self._phase is not _Phase.OPEN or not idle:
             return commands
         newest: dict[int, tuple[float, str]] = {}
         for name, worker in self._workers.items():
@@ -323,7 +323,7 @@ class Machine:
         wrong = {index: vote for index, vote in self._results.items() if vote[1].digest != digest}
         for index in wrong:
             del self._results[index]
-        return (self._reject(wrong) if wrong else []) + self._close() + self._assign()
+        return (self._reject(wrong) if wrong else []) + self._assign()
 
     def _pause(self, generation: int, theirs: int) -> list[Command]:
         self._phase = _Phase.ENDED

@@ -9,7 +9,7 @@ import ray
 
 from es_service.config import RunConfig
 from es_service.coordinator import Coordinator, Status
-from es_service.data import Corpus
+from es_service.data import Corpus, piece
 from es_service.directory import RunDirectory
 from es_service.generation import Finish
 from es_service.pools import Pool
@@ -45,12 +45,17 @@ class HeadActor:
         self._resolve = resolve
         self._make_pool = make_pool
         self._coordinator: Coordinator | None = None
+        self._corpus: Corpus | None = None
 
     def open(self, resume: bool, threads: int) -> str:
         """Lock the journal and start the workers; raises what is wrong. One line about the head's kernels."""
         ops, why = self._resolve(self._config.deployment.aggregator_backend, threads)
-        self._coordinator = open_session(self._config, self._directory, resume, ops, self._make_pool)
+        self._coordinator = open_session(self._config, self._directory, resume, ops, self._pool)
         return why
+
+    def corpus_piece(self, held_out: bool, offset: int) -> bytes:
+        """Bytes of the corpus, for a worker that cannot build it."""
+        return piece(self._corpus, held_out, offset) if self._corpus else b""
 
     def run(self) -> Finish:
         """Train. Nobody waits for the answer of a detached run or after the driver's death: the actor then ends."""
@@ -71,6 +76,10 @@ class HeadActor:
     def stop(self, reason: str) -> None:
         """Ask for an end at the last commit."""
         self._opened().stop(reason)
+
+    def _pool(self, config: RunConfig, corpus: Corpus) -> Pool:
+        self._corpus = corpus  # before the workers exist that may ask for it
+        return self._make_pool(config, corpus)
 
     def _opened(self) -> Coordinator:
         if self._coordinator is None:

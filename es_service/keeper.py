@@ -54,9 +54,7 @@ class Keeper:
     def _save(self, canonical: Canonical) -> None:
         layout, spec_hash = layout_of(self.config), self.config.spec_hash
         directory = self.directory.keyframes_path
-        keyframes.save(
-            directory, layout, canonical.parameters_P, canonical.generation, canonical.digest, spec_hash
-        )
+        keyframes.save(directory, layout, canonical.parameters_P, canonical.generation, canonical.digest, spec_hash)
         self._saved = canonical.generation
 
     def _evaluate(self, canonical: Canonical) -> float:

@@ -68,20 +68,19 @@ def attach(run: str, address: str) -> Any:
 
 def _launch_thread(config: RunConfig, directory: RunDirectory, resume: bool) -> tuple[ThreadHandle, str]:
     ops, why = kernels(config.deployment.aggregator_backend, node_cores())
-    coordinator = open_session(_with_threads(config, [node_cores()]), directory, resume, ops, make_local_pool)
+    coordinator = open_session(config, directory, resume, ops, make_local_pool)
     return ThreadHandle(coordinator), why
 
 
 def make_local_pool(config: RunConfig, corpus: Corpus) -> Pool:
-    """Evaluators in this process, each with its own kernels and replica."""
+    """Evaluators in this process, each with its own kernels and replica; they take turns on all cores."""
     from workers.evaluator import Evaluator
     from workers.local_pool import LocalPool
 
     worker = config.deployment.worker
-    names = [f"worker-{n + 1}" for n in range(config.deployment.workers)]
-    return LocalPool(
-        {name: Evaluator(config, corpus.train, kernels(worker.backend, worker.threads)[0]) for name in names}
-    )
+    threads = worker.threads or node_cores()
+    names = [f"worker-{n + 1}" for n in range(config.deployment.workers or 1)]
+    return LocalPool({name: Evaluator(config, corpus.train, kernels(worker.backend, threads)[0]) for name in names})
 
 
 # With Ray.
@@ -119,9 +118,7 @@ class ActorHandle:
             ray.kill(self._head, no_restart=True)
 
 
-def _launch_actor(
-    config: RunConfig, directory: RunDirectory, resume: bool, alone: bool
-) -> tuple[ActorHandle, str]:
+def _launch_actor(config: RunConfig, directory: RunDirectory, resume: bool, alone: bool) -> tuple[ActorHandle, str]:
     import ray
     from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
@@ -130,7 +127,7 @@ def _launch_actor(
     if config.deployment.detach and alone:
         raise ConfigError("deployment.detach: a local Ray ends with its driver; give the --address of a cluster")
     nodes = [node for node in ray.nodes() if node["Alive"]]  # type: ignore[no-untyped-call]
-    config = _with_threads(config, [int(node["Resources"].get("CPU", 0)) for node in nodes])
+    config = _placed(config, [node["Resources"] for node in nodes])
     if alone:  # elsewhere nodes may still come
         _check_resources(config, nodes)
     here = ray.get_runtime_context().get_node_id()
@@ -217,15 +214,16 @@ def _get(ref: Any) -> Any:
         ) from None
 
 
-def _with_threads(config: RunConfig, node_cpus: list[int]) -> RunConfig:
-    """Resolve threads = 0: the cores of a node, shared by the workers that will be placed there."""
-    deployment = config.deployment
-    if deployment.worker.threads:
-        return config
-    usable = [cpus for cpus in node_cpus if cpus] or [1]
-    per_node = -(-deployment.workers // len(usable))
-    threads = max(1, min(usable) // per_node)
-    return config.with_deployment(worker=deployment.worker.model_copy(update={"threads": threads}))
+def _placed(config: RunConfig, nodes: list[dict[str, float]]) -> RunConfig:
+    """Resolve workers = 0 and threads = 0 from the resources of the nodes, which share their cores among workers."""
+    deployment, worker = config.deployment, config.deployment.worker
+    slots = [
+        int(node.get("GPU", 0) / worker.num_gpus) if worker.num_gpus else int(node.get("CPU", 0) >= 1) for node in nodes
+    ]
+    workers = deployment.workers or max(1, sum(slots))
+    cores = [int(node.get("CPU", 0)) for node, slot in zip(nodes, slots, strict=True) if slot] or [1]
+    threads = worker.threads or max(1, min(cores) // -(-workers // len(cores)))
+    return config.with_deployment(workers=workers, worker=worker.model_copy(update={"threads": threads}))
 
 
 def _check_resources(config: RunConfig, nodes: list[dict[str, Any]]) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Iterator
 
 from es_service import keyframes
@@ -53,8 +54,8 @@ class Replay:
     def steps(self, start: Canonical, to: int) -> Iterator[Canonical]:
         """Each generation from `start.generation + 1` to `to`; the caller may keep what it is given."""
         if to > len(self.contents.commits):
-            raise RunError(f"{self.directory.path}: generation {to} does not exist; the journal ends at "
-                           f"{len(self.contents.commits)}")  # fmt: skip
+            end = len(self.contents.commits)
+            raise RunError(f"{self.directory.path}: generation {to} does not exist; the journal ends at {end}")
         algorithm = self._algorithm(start.generation)
         current = start
         for commit in self.contents.commits.between(start.generation, to):
@@ -68,10 +69,8 @@ class Replay:
 
     def rebuild(self, to: int, start: Canonical | None = None) -> Canonical:
         """Generation `to`, from the nearest keyframe unless a start is given."""
-        current = start or self.nearest(to)
-        for current in self.steps(current, to):
-            pass
-        return current
+        start = start or self.nearest(to)
+        return deque(self.steps(start, to), maxlen=1).pop() if to > start.generation else start
 
     def _algorithm(self, generation: int) -> AbstractAlgorithm:
         spec = self.contents.spec_at(generation)

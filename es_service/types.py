@@ -154,15 +154,11 @@ class Ops(Protocol):
         """
         ...
 
-    def scores(
-        self, model: Any, rows_SW: UInt8Array, burn_in: int, state_SLD: Int8Array | None = None
-    ) -> Int32Array:
+    def scores(self, model: Any, rows_SW: UInt8Array, burn_in: int, state_SLD: Int8Array | None = None) -> Int32Array:
         """Scores (S,) int32 of the unperturbed model, one for each row."""
         ...
 
-    def logits(
-        self, model: Any, tokens_S: UInt8Array, state_SLD: Int8Array, noise: Noise | None = None
-    ) -> Int8Array:
+    def logits(self, model: Any, tokens_S: UInt8Array, state_SLD: Int8Array, noise: Noise | None = None) -> Int8Array:
         """Logits (S, 256) int8 after one byte; the state is overwritten. With noise, S = 2Q members."""
         ...
 

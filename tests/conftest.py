@@ -26,14 +26,14 @@ settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "ci"))
 TINY: dict[str, Any] = {
     "population": 40,
     "model": {"width": 16, "layers": 1},
-    "segment": {"bytes": 5},
+    "segment": {"bytes": 4},
     "feeding": {"kind": "members_per_sequence", "members": 8},
     "deployment": {
         "pool": "local",
         "generations": 5,
         "lease_pairs": 5,
         "evaluate_every": 3,
-        "evaluation_rows": 4,
+        "evaluation_rows": 2,
         "keyframe_every": 2,
         "detach": True,
     },

@@ -75,7 +75,8 @@ class RayPool:
     def _spawn(self) -> None:
         self._names += 1
         name = f"worker-{self._names}"
-        actor = self._actor_class.remote(self._config_json, __version__)
+        head = ray.get_runtime_context().current_actor
+        actor = self._actor_class.remote(self._config_json, __version__, head)
         self._actors[name] = actor
         self._calls[actor.start.remote()] = _Call(name, starting=True)
 

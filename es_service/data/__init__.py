@@ -14,6 +14,7 @@ from es_service.data.config import (
 from es_service.data.corpus import Corpus
 from es_service.data.evaluation import evaluation_rows
 from es_service.data.feeding import FeedingConfig, MembersPerSequenceConfig, SequencesPerGenerationConfig
+from es_service.data.fetch import load_or_fetch, piece
 from es_service.data.load import load_corpus
 from es_service.data.segments import SegmentRows, Segments, check_feeding
 
@@ -35,4 +36,6 @@ __all__ = [
     "default_cache_dir",
     "evaluation_rows",
     "load_corpus",
+    "load_or_fetch",
+    "piece",
 ]

@@ -49,6 +49,10 @@ class CorpusWriter:
             split.append(b"\0")
             split.append(text)
 
+    def add_raw(self, data: bytes, held_out: bool) -> None:
+        """Append bytes of a split as they are."""
+        self._splits[held_out].append(data)
+
     def finish(self, name: str) -> str:
         """Complete the files, with corpus.json, on disk; returns the content hash."""
         train, held_out = (split.finish() for split in self._splits)

@@ -26,9 +26,7 @@ class EggLanguageModel:
         self.shape = shape_of(config)
         self.rank = config.algorithm.rank
         self.algorithm = algorithm_of(config)
-        self.segments = Segments(
-            train, config.population, config.segment.bytes, config.segment.burn_in, config.feeding
-        )
+        self.segments = Segments(train, config.population, config.segment.bytes, config.segment.burn_in, config.feeding)
         factors, products = self.layout.noise_sizes(self.rank)
         self._chunk_pairs = max(16, _CHUNK_BYTES // (factors + 2 * products))
         self._model: Any = None

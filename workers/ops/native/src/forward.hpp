@@ -89,8 +89,9 @@ struct Tile {
     Arena arena;
     Model<I> model;
 
-    Quad *x, *state, *normed, *y0, *y1, *gate, *hidden, *vectors, *embedding_b;
+    Quad *x, *state, *y0, *y1, *gate, *vectors, *embedding_b;
     Operand *left, *right, *wide;
+    int8_t* perturbed;    // one vector of one member
     uint8_t* noise;
     size_t noise_stride;  // bytes of one group
     size_t* noise_offset; // [matrix]
@@ -103,13 +104,13 @@ struct Tile {
           arena{scratch}, model(forward.shape, packed) {
         const Shape& s = f.shape;
         size_t h = size_t(halves), padded = size_t((s.width + 63) / 64 * 16);
-        x = arena.take<Quad>(h * padded), normed = arena.take<Quad>(padded);
+        x = arena.take<Quad>(h * padded), gate = arena.take<Quad>(h * padded);
         y0 = arena.take<Quad>(h * max_quads(padded)), y1 = arena.take<Quad>(h * padded);
-        gate = arena.take<Quad>(h * padded), hidden = arena.take<Quad>(h * 4 * padded);
         state = arena.take<Quad>(size_t(s.layers) * h * padded);
         left = arena.take<Operand>(h * padded), right = arena.take<Operand>(h * padded);
         wide = arena.take<Operand>(h * 4 * padded);
         vectors = arena.take<Quad>(h * size_t(num_vectors(s)) * size_t(quads));
+        perturbed = arena.take<int8_t>(size_t(s.width));
         text = arena.take<const uint8_t*>(h * W), total = arena.take<int32_t>(h * W);
         noise_offset = arena.take<size_t>(size_t(num_matrices(s)) + 1);
         noise_stride = 0;
@@ -173,7 +174,7 @@ struct Tile {
     }
 
     void pack_noise() {
-        size_t width = size_t(f.shape.width), scale = size_t(rank);
+        const size_t scale = size_t(rank);
         for (int g = 0; g < groups; ++g) {
             pack_quads(g, scale * kVocabulary, rank * quads, embedding_b + g * rank * quads);
             for (int m = 0; m < num_matrices(f.shape); ++m) {
@@ -184,7 +185,6 @@ struct Tile {
                 for (int r = 0; r < rank; ++r) n.start[r] = -I::kDotOffset * sum_of(n.b + r * matrix.in / 4, matrix.in / 4);
             }
         }
-        (void)width;
     }
 
     static I32 sum_of(const Quad* values, int count) {
@@ -198,18 +198,28 @@ struct Tile {
 
     // vectors[half][index][quad] = c(p + ((sign u v) >> S)), constant over the bytes.
     void perturb_vectors() {
-        int width = f.shape.width, count = num_vectors(f.shape);
+        const int count = num_vectors(f.shape);
         for (int half = 0; half < halves; ++half)
             for (int lane = 0; lane < W; ++lane) {
-                bool noisy = RANK && exists(half, lane);
-                const int16_t* products = noisy ? f.products + member(half, lane) / 2 * f.product_stride : nullptr;
-                int8_t* to = (int8_t*)(vectors + half * count * quads) + 4 * lane;
-                for (int j = 0; j < count * width; ++j) {
-                    int term = noisy ? (half & 1 ? -products[j] : products[j]) >> noise_shift : 0;
-                    int value = model.vectors[j] + term;
-                    to[j / 4 * 4 * W + j % 4] = int8_t(value > 127 ? 127 : value < -127 ? -127 : value);
+                const int16_t* products = nullptr;
+                if (RANK && exists(half, lane)) products = f.products + member(half, lane) / 2 * f.product_stride;
+                for (int v = 0; v < count; ++v) {
+                    perturb(v, products, half & 1);
+                    uint8_t* to = (uint8_t*)(vectors + (half * count + v) * quads) + 4 * lane;
+                    for (int k = 0; k < quads; ++k) memcpy(to + 4 * W * k, perturbed + 4 * k, 4);
                 }
             }
+    }
+
+    void perturb(int vector, const int16_t* products, bool negative) {
+        const int8_t* values = model.vectors + vector * f.shape.width;
+        const int shift = noise_shift, flip = negative ? -1 : 0;
+        if (products) products += vector * f.shape.width;
+        for (int j = 0; j < f.shape.width; ++j) {
+            const int term = products ? ((products[j] ^ flip) - flip) >> shift : 0;
+            const int value = values[j] + term;
+            perturbed[j] = int8_t(value > 127 ? 127 : value < -127 ? -127 : value);
+        }
     }
 
     void find_text() {
@@ -295,9 +305,9 @@ struct Tile {
 
     static ES_INLINE I32 byte_of(Quad quad, int j) { return ((I32)quad << (24 - 8 * j)) >> 24; }
 
-    // c((x w) div max(1, (sum |x|) div D)).
-    void layer_norm(int half, int vector, const Quad* from, Quad* to) {
-        const Quad* w = vectors + (half * num_vectors(f.shape) + vector) * quads;
+    // c((x w) div max(1, (sum |x|) div D)), as the operand of a matrix product.
+    void layer_norm(int half, int vector, Operand* to) {
+        const Quad *from = x + half * quads, *w = vectors + (half * num_vectors(f.shape) + vector) * quads;
         I16 evens = {}, odds = {};  // at most 256 * 127 each
         for (int k = 0; k < quads; ++k) {
             I16 even = I::even(from[k]), odd = I::odd(from[k]);
@@ -305,32 +315,21 @@ struct Tile {
         }
         I32 sum = I::low(evens) + I::high(evens) + I::low(odds) + I::high(odds);
         I32 mean = I::floor((I::to_float(sum) + 0.5f) * (1.0f / float(f.shape.width)));
-        F32 reciprocal = 1.0f / I::to_float(I::greatest(mean, I::broadcast(1)));
-        F32 half_step = 0.5f * reciprocal;
-        for (int k = 0; k < quads; ++k) {
-            I16 even = I::even(from[k]) * I::even(w[k]), odd = I::odd(from[k]) * I::odd(w[k]);
-            I32 a = I::floor(I::to_float(I::low(even)) * reciprocal + half_step);
-            I32 b = I::floor(I::to_float(I::low(odd)) * reciprocal + half_step);
-            I32 c = I::floor(I::to_float(I::high(even)) * reciprocal + half_step);
-            I32 d = I::floor(I::to_float(I::high(odd)) * reciprocal + half_step);
-            to[k] = I::clip_quad(a, b, c, d);
-        }
-    }
-
-    void normed_operand(int half, int vector, const Quad* from, Operand* to) {
-        layer_norm(half, vector, from, normed);
-        I::expand(normed, quads, to);
+        const auto by = I::quotient_by(I::greatest(mean, I::broadcast(1)));
+        for (int k = 0; k < quads; ++k) to[k] = I::operand(I::norm_quad(from[k], w[k], by));
     }
 
     // y[half][out / 4] = c(acc div (16 isqrt(in))), acc = W x + ((sum_r (x . B_r) (sign A_r)) >> S).
-    void matmul(int index, const uint8_t* panel, const Operand* in, Quad* y) {
+    // With OPERAND, y is what the next product takes (an Operand may be a Quad with other contents).
+    template <bool OPERAND, class Out>
+    void matmul(int index, const uint8_t* panel, const Operand* in, Out* y) {
         const Divisor divisor = divisor_for(matrix_at(f.shape, index).in);
-        if (divisor.power) multiply<true>(index, divisor, panel, in, y);
-        else multiply<false>(index, divisor, panel, in, y);
+        if (divisor.power) multiply<true, OPERAND>(index, divisor, panel, in, y);
+        else multiply<false, OPERAND>(index, divisor, panel, in, y);
     }
 
-    template <bool SHIFTS>
-    void multiply(int index, const Divisor& divisor, const uint8_t* panel, const Operand* in, Quad* y) {
+    template <bool SHIFTS, bool OPERAND, class Out>
+    void multiply(int index, const Divisor& divisor, const uint8_t* panel, const Operand* in, Out* y) {
         const Matrix matrix = matrix_at(f.shape, index);
         const size_t bytes = I::panel_bytes(matrix.in);
         const int in_quads = matrix.in / 4, out_quads = matrix.out / 4;
@@ -343,11 +342,17 @@ struct Tile {
                 const Operand* x0 = in + 2 * g * in_quads;
                 if (I::kPrefetch) prefetch(panel + bytes, bytes, g);
                 I::gemm(panel, x0, x0 + in_quads, matrix.in, acc);
-                Quad* to = y + 2 * g * out_quads + row / 4;
-                for (int i = 0; i < I::kRows && row + i < matrix.out; i += 4) {
+                Out* to = y + 2 * g * out_quads + row / 4;
+                // Outputs come in multiples of 16, so only wider blocks can be cut short.
+                const int rows = I::kRows > 16 && matrix.out - row < I::kRows ? matrix.out - row : I::kRows;
+#pragma GCC unroll 4
+                for (int i = 0; i < rows; i += 4) {
                     if (RANK) add_noise(acc + i, noises[g], row + i, matrix.out);
-                    to[i / 4] = quotient<SHIFTS>(acc + i, 0, divisor);
-                    to[i / 4 + out_quads] = quotient<SHIFTS>(acc + i, 1, divisor);
+                    for (int half = 0; half < 2; ++half) {
+                        const Quad quad = quotient<SHIFTS>(acc + i, half, divisor);
+                        if constexpr (OPERAND) to[i / 4 + half * out_quads] = I::operand(quad);
+                        else to[i / 4 + half * out_quads] = quad;
+                    }
                 }
             }
         }
@@ -380,9 +385,13 @@ struct Tile {
         const Operand* x1 = x0 + in_quads;
         for (int r = 0; r < rank; ++r) {
             const Quad* b = n.b + r * in_quads;
-            I32 even = n.start[r], odd = n.start[r];
-            for (int k = 0; k < in_quads; ++k) even = I::dot(even, x0[k], b[k]), odd = I::dot(odd, x1[k], b[k]);
-            result.dots[r][0] = even, result.dots[r][1] = -odd;
+            I32 even[2] = {n.start[r]}, odd[2] = {n.start[r]};  // two chains each hide the latency
+            for (int k = 0; k < in_quads; k += 2)
+                for (int j = 0; j < 2; ++j) {
+                    even[j] = I::dot(even[j], x0[k + j], b[k + j]);
+                    odd[j] = I::dot(odd[j], x1[k + j], b[k + j]);
+                }
+            result.dots[r][0] = even[0] + even[1], result.dots[r][1] = -(odd[0] + odd[1]);
         }
         return result;
     }
@@ -409,12 +418,12 @@ struct Tile {
         const Quad *s = state_of(layer, half), *bias = vector_of(half, layer, kBf);
         const Quad *wu = y0 + half * quads, *us = y1 + half * quads;
         Quad* forget = gate + half * quads;
+        Operand* to = right + half * quads;
         for (int k = 0; k < quads; ++k) {
             I16 even = total3_even(wu[k], us[k], bias[k]), odd = total3_odd(wu[k], us[k], bias[k]);
             forget[k] = I::join(even, odd);
-            normed[k] = I::join(((even + 127) * I::even(s[k])) >> 8, ((odd + 127) * I::odd(s[k])) >> 8);
+            to[k] = I::operand(I::join(((even + 127) * I::even(s[k])) >> 8, ((odd + 127) * I::odd(s[k])) >> 8));
         }
-        I::expand(normed, quads, right + half * quads);
     }
 
     // (f + 127) (k - s) has 17 bits: (f + 127) << 7 times (k - s) << 1, high half, is the product >> 8.
@@ -455,21 +464,21 @@ struct Tile {
     void run_layer(int layer, const uint8_t*& panel) {
         const int m = kMatricesPerLayer * layer;
         for (int half = 0; half < halves; ++half) {
-            normed_operand(half, kVectorsPerLayer * layer + kLn1, x + half * quads, left + half * quads);
-            I::expand(state_of(layer, half), quads, right + half * quads);
+            layer_norm(half, kVectorsPerLayer * layer + kLn1, left + half * quads);
+            const Quad* s = state_of(layer, half);
+            for (int k = 0; k < quads; ++k) right[half * quads + k] = I::operand(s[k]);
         }
-        matmul(m + kWf, next_panel(panel, m + kWf), left, y0);
-        matmul(m + kUf, next_panel(panel, m + kUf), right, y1);
+        matmul<false>(m + kWf, next_panel(panel, m + kWf), left, y0);
+        matmul<false>(m + kUf, next_panel(panel, m + kUf), right, y1);
         for (int half = 0; half < halves; ++half) gate_state(half, layer);
-        matmul(m + kWh, next_panel(panel, m + kWh), left, y0);
-        matmul(m + kUh, next_panel(panel, m + kUh), right, y1);
+        matmul<false>(m + kWh, next_panel(panel, m + kWh), left, y0);
+        matmul<false>(m + kUh, next_panel(panel, m + kUh), right, y1);
         for (int half = 0; half < halves; ++half) {
             update_state(half, layer);
-            normed_operand(half, kVectorsPerLayer * layer + kLn2, x + half * quads, left + half * quads);
+            layer_norm(half, kVectorsPerLayer * layer + kLn2, left + half * quads);
         }
-        matmul(m + kMlp0, next_panel(panel, m + kMlp0), left, hidden);
-        I::expand(hidden, halves * 4 * quads, wide);
-        matmul(m + kMlp1, next_panel(panel, m + kMlp1), wide, y0);
+        matmul<true>(m + kMlp0, next_panel(panel, m + kMlp0), left, wide);
+        matmul<false>(m + kMlp1, next_panel(panel, m + kMlp1), wide, y0);
         for (int half = 0; half < halves; ++half) add_residual(half);
     }
 
@@ -482,8 +491,8 @@ struct Tile {
         const uint8_t* panel = model.panels;
         for (int layer = 0; layer < f.shape.layers; ++layer) run_layer(layer, panel);
         for (int half = 0; half < halves; ++half)
-            normed_operand(half, kVectorsPerLayer * f.shape.layers, x + half * quads, left + half * quads);
-        matmul(kMatricesPerLayer * f.shape.layers, panel, left, y0);
+            layer_norm(half, kVectorsPerLayer * f.shape.layers, left + half * quads);
+        matmul<false>(kMatricesPerLayer * f.shape.layers, panel, left, y0);
     }
 
     static int8_t logit(const Quad* logits, int lane, int byte) {

@@ -111,6 +111,17 @@ struct Generic : Vectors<W> {
         return toward_zero + (to_float(toward_zero) > values);  // a true comparison is -1
     }
 
+    // c((x w) div m), m >= 1. |x w| < 2^15 and m <= 128: adding one half keeps the quotient further from every
+    // integer than float32 can err.
+    struct Quotient {
+        F32 reciprocal, half_step;
+    };
+    static ES_INLINE Quotient quotient_by(I32 m) {
+        const F32 reciprocal = 1.0f / to_float(m);
+        return {reciprocal, 0.5f * reciprocal};
+    }
+    static ES_INLINE F32 scaled(I32 product, const Quotient& by) { return to_float(product) * by.reciprocal + by.half_step; }
+
     // 16 fractional-exponent steps: X[i] = mantissa[i mod 16] >> (15 - i div 16) (see egg_step.hpp).
     static ES_INLINE I32 exp2(const int32_t* mantissa, I32 z) {
         I32 picked;
@@ -136,6 +147,14 @@ struct Generic : Vectors<W> {
                 for (int b = 0; b < 4; ++b) out[16 * l + 4 * w + b] = kNoiseTable[(words[w][l] >> (8 * b)) & 0xff];
     }
 };
+
+// c((x w) div m) of a quad with the floor() and clip_quad() of instruction set I.
+template <class I, class Quad, class Quotient>
+ES_INLINE Quad norm_with_floats(Quad x, Quad w, const Quotient& by) {
+    const auto even = I::even(x) * I::even(w), odd = I::odd(x) * I::odd(w);
+    return I::clip_quad(I::floor(I::scaled(I::low(even), by)), I::floor(I::scaled(I::low(odd), by)),
+                        I::floor(I::scaled(I::high(even), by)), I::floor(I::scaled(I::high(odd), by)));
+}
 
 }  // namespace
 }  // namespace es

@@ -27,7 +27,7 @@ struct Amx : Avx512Base {
     static void enter() { amx::configure(); }
     static void leave() { amx::release(); }
 
-    static void expand(const Quad* quads, int count, Operand* out) { memcpy(out, quads, sizeof(Quad) * size_t(count)); }
+    static ES_INLINE Operand operand(Quad quad) { return quad; }
 
     // Panel from [k4][kRows][4]: [in / 64][kRows][64]; inputs beyond `in` are zero.
     static size_t panel_bytes(int in) { return size_t(kRows) * size_t((in + 63) / 64 * 64); }

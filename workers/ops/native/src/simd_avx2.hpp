@@ -59,6 +59,23 @@ struct Avx2 : Pairs<Avx2, 8> {
         high = (V::U32)_mm256_blend_epi32(_mm256_srli_epi64(evens, 32), odds, 0xaa);
     }
 
+    // Independent accumulators, operands in registers: the instruction's throughput and nothing else.
+    static int64_t peak(int64_t rounds) {
+        __m256i sum[12] = {}, a = _mm256_set1_epi16(1), b = a;
+#pragma GCC unroll 12
+        for (int i = 0; i < 12; ++i) asm volatile("" : "+x"(sum[i]));  // or equal sums would be computed once
+        for (int64_t round = 0; round < rounds; ++round) {
+#pragma GCC unroll 12
+            for (int i = 0; i < 12; ++i) {
+                asm volatile("" : "+x"(a), "+x"(b));
+                sum[i] = _mm256_add_epi32(sum[i], _mm256_madd_epi16(a, b));
+            }
+        }
+#pragma GCC unroll 12
+        for (int i = 0; i < 12; ++i) asm volatile("" ::"x"(sum[i]));
+        return rounds * 12 * 16;
+    }
+
     static void enter() {}
     static void leave() {}
 };

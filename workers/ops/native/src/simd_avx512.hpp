@@ -48,6 +48,34 @@ struct Avx512Base : Generic<16> {
         return (I32)_mm512_cvt_roundps_epi32((__m512)values, _MM_FROUND_TO_NEG_INF | _MM_FROUND_NO_EXC);
     }
 
+    // c((x w) div m), m >= 1, on int16: with q = x w, (2 q + 1) M >> (k + 1), M = round(2^k / m) in [2^14, 2^15), as in
+    // Divisor; exact while |q| <= 128 m, beyond which it only has to stay beyond the clip. k = 14 + log2 m rounded up.
+    struct Quotient {
+        __m512i multiplier;  // M, twice in each lane
+        __m512i shift;       // k - 15, or 0 for m = 1, where 2 q + 1 is doubled instead
+        __m512i doubled;     // all ones where m = 1
+    };
+    static ES_INLINE Quotient quotient_by(I32 m) {
+        const __m512i one = _mm512_set1_epi32(1), v = (__m512i)m;
+        const __m512i power = _mm512_sub_epi32(_mm512_set1_epi32(32), _mm512_lzcnt_epi32(_mm512_sub_epi32(v, one)));
+        const I32 k = (I32)power + 14;
+        const F32 scaled = (F32)_mm512_cvtepi32_ps(_mm512_sllv_epi32(one, (__m512i)k)) / to_float(m);  // < 2^15
+        const I32 multiplier = (I32)_mm512_cvtps_epi32((__m512)scaled);
+        const I32 shift = greatest(k - 15, I32{});
+        const __mmask16 is_one = _mm512_cmpeq_epi32_mask(v, one);
+        return {twice(multiplier), twice(shift), _mm512_maskz_set1_epi32(is_one, -1)};
+    }
+    static ES_INLINE __m512i twice(I32 value) { return (__m512i)(value | (value << 16)); }
+    static ES_INLINE __m512i divide(I16 product, const Quotient& by) {
+        __m512i value = (__m512i)((product << 1) + 1);
+        value = _mm512_adds_epi16(value, _mm512_and_si512(value, by.doubled));
+        return _mm512_srav_epi16(_mm512_mulhi_epi16(value, by.multiplier), by.shift);
+    }
+    static ES_INLINE Quad norm_quad(Quad x, Quad w, const Quotient& by) {
+        const I16 even_x = even(x), odd_x = odd(x);
+        return join(clip((I16)divide(even_x * even(w), by)), clip((I16)divide(odd_x * odd(w), by)));
+    }
+
     static ES_INLINE I32 exp2(const int32_t* mantissa, I32 z) {
         __m512i picked = _mm512_permutexvar_epi32((__m512i)z, _mm512_loadu_si512(mantissa));
         return (I32)_mm512_srlv_epi32(picked, (__m512i)(15 - (z >> 4)));
@@ -98,9 +126,7 @@ struct Avx512Vnni : Avx512Base {
     static void enter() {}
     static void leave() {}
 
-    static void expand(const Quad* quads, int count, Operand* out) {
-        for (int k = 0; k < count; ++k) out[k] = quads[k] ^ int8_t(-128);
-    }
+    static ES_INLINE Operand operand(Quad quad) { return quad ^ int8_t(-128); }
 
     // Panel from [k4][kRows][4]: kRows starting values in a line of their own, then the weights as they are.
     static size_t panel_bytes(int in) { return 64 + size_t(kRows) * size_t(in); }

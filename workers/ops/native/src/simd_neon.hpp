@@ -18,10 +18,12 @@ struct Neon : Generic<4> {
 
     using Operand = Quad;
 
+    static ES_INLINE Quad norm_quad(Quad x, Quad w, const Quotient& by) { return norm_with_floats<Neon>(x, w, by); }
+
     static void enter() {}
     static void leave() {}
 
-    static void expand(const Quad* quads, int count, Operand* out) { memcpy(out, quads, sizeof(Quad) * size_t(count)); }
+    static ES_INLINE Operand operand(Quad quad) { return quad; }
 
     // The panel is [k4][kRows][4] as it comes.
     static size_t panel_bytes(int in) { return size_t(kRows) * size_t(in); }

@@ -19,13 +19,13 @@ struct Pairs : Generic<W_> {
     static constexpr int W = W_;
     static constexpr int kDotOffset = 0;
 
+    static ES_INLINE Quad norm_quad(Quad x, Quad w, const typename G::Quotient& by) { return norm_with_floats<I>(x, w, by); }
+
     struct Operand {
         I16 even, odd;
     };
 
-    static void expand(const Quad* quads, int count, Operand* out) {
-        for (int k = 0; k < count; ++k) out[k] = {G::even(quads[k]), G::odd(quads[k])};
-    }
+    static ES_INLINE Operand operand(Quad quad) { return {G::even(quad), G::odd(quad)}; }
 
     // Panel from [k4][kRows][4]: for each k div 4, weights of the even, then of the odd activations,
     // [k4][2][kRows][2] int16.
@@ -63,21 +63,6 @@ struct Pairs : Generic<W_> {
 
     static ES_INLINE void gemm(const uint8_t* panel, const Operand* x0, const Operand* x1, int in, I32 (*acc)[2]) {
         block<I::kRows>((const int16_t*)panel, x0, x1, in / 4, acc);
-    }
-
-    // Independent accumulators, operands in registers: the instruction's throughput and nothing else.
-    static int64_t peak(int64_t rounds) {
-        I32 sum[8] = {};
-        asm volatile("" : "+m"(sum));  // or equal sums would be computed once
-        I16 a = I16{} + int16_t{1}, b = I16{} + int16_t{1};
-        for (int64_t round = 0; round < rounds; ++round) {
-            asm volatile("" : "+m"(a), "+m"(b));
-            const I16 x = a, y = b;
-#pragma GCC unroll 8
-            for (int i = 0; i < 8; ++i) sum[i] = I::madd(sum[i], x, y);
-        }
-        asm volatile("" ::"m"(sum));
-        return rounds * 8 * 2 * W;
     }
 };
 

@@ -70,7 +70,8 @@ struct Accumulator {
     void pack_columns(int sign, const uint32_t* list, size_t first, size_t count) {
         for (int block = 0; block < blocks; ++block) {
             interleave<W>(list, first, count, tensor.second, tensor.in, int64_t(block) * W, (int8_t*)quads);
-            I::expand(quads, kDepth / 4, columns + (sign * blocks + block) * (kDepth / 4));
+            Operand* to = columns + (sign * blocks + block) * (kDepth / 4);
+            for (int k = 0; k < kDepth / 4; ++k) to[k] = I::operand(quads[k]);
         }
     }
 

@@ -1,0 +1,252 @@
+"""The determinism law: config, seed and data decide every byte of the journal; who did the work does not."""
+
+from __future__ import annotations
+
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+from harness import Run, chaos, deployed, hasty, local, train
+
+import workers.ops
+from es_service.errors import DivergenceError
+from es_service.journal import scan
+
+SPECS = {
+    "plain": {},
+    "uneven": {"population": 46, "feeding": {"kind": "members_per_sequence", "members": 2}},
+    "sequences": {"feeding": {"kind": "sequences_per_generation", "sequences": 4}},
+    "passes": {"population": 20, "feeding": {"kind": "sequences_per_generation", "sequences": 30}},
+    "burn_in": {"segment": {"bytes": 4, "burn_in": 3}},
+    "rank": {"algorithm": {"kind": "eggroll", "rank": 2}},
+    "sign_noise": {"algorithm": {"kind": "eggroll", "sign_noise": True, "alpha": 0.5}},
+    "one_noise": {"algorithm": {"kind": "eggroll", "noise_reuse": 0}},
+    "reused_noise": {"algorithm": {"kind": "eggroll", "noise_reuse": 3, "sigma_shift": 2}},
+}
+_undisturbed: dict[str, Run] = {}
+
+
+def spec_config(tiny_config, name):
+    return tiny_config(**SPECS[name])
+
+
+@pytest.fixture
+def undisturbed(tiny_config):
+    """The run of a spec by one worker, made once."""
+
+    def make(name: str) -> Run:
+        if name not in _undisturbed:
+            _undisturbed[name] = train(spec_config(tiny_config, name))
+        return _undisturbed[name]
+
+    return make
+
+
+def same(run: Run, other: Run) -> None:
+    assert run.journal == other.journal
+    assert run.contents.content_hash == other.contents.content_hash
+
+
+def test_specs_differ_and_have_their_effect(undisturbed):
+    """Or the laws below would hold for a run that ignores its config."""
+    hashes = {undisturbed(name).contents.content_hash for name in SPECS}
+    assert len(hashes) == len(SPECS)
+    for name in SPECS:
+        contents = undisturbed(name).contents
+        assert len(contents.commits) == 5
+        assert len({int(digest) for digest in contents.commits.fields["digest"]}) == 5, "parameters moved"
+        records = [commit.record for commit in contents.commits]
+        assert len(set(records)) == 5, "votes differ from generation to generation"
+        assert any(record.strip(b"\0") for record in records)
+
+
+def test_the_same_run_twice(tiny_config, undisturbed):
+    same(train(spec_config(tiny_config, "plain")), undisturbed("plain"))
+
+
+def test_another_seed_is_another_run(tiny_config, undisturbed):
+    assert train(tiny_config(seed=2)).contents.commits[0].record != undisturbed("plain").contents.commits[0].record
+
+
+@pytest.mark.parametrize("name", SPECS)
+def test_workers_lease_sizes_and_orders_do_not_matter(tiny_config, undisturbed, name):
+    config = spec_config(tiny_config, name)
+    rng = random.Random(name)
+    for workers, lease_pairs, lag in ((2, 10, 0), (3, 5, 3)):
+        way = deployed(config, lease_pairs=lease_pairs, max_lag=lag, keyframe_every=1 + lag)
+        same(train(way, local(workers, rng.choice)), undisturbed(name))
+
+
+@pytest.mark.parametrize("seed", range(10))
+def test_faults_do_not_matter(tiny_config, undisturbed, seed):
+    name, pools = list(SPECS)[seed % len(SPECS)], []
+    config = deployed(spec_config(tiny_config, name), max_lag=seed % 3, lease_timeout_seconds=5.0)
+    run = train(config, chaos(seed, pools=pools), prepare=hasty)
+    same(run, undisturbed(name))
+    assert sum(pools[0].counts[kind] for kind in ("leave", "repeat", "forget", "refuse", "noise")) > 1
+
+
+def test_every_kind_of_fault_was_met(tiny_config, undisturbed):
+    config = deployed(tiny_config(), lease_timeout_seconds=5.0, max_lag=0)
+    met = sum((train(config, chaos(100 + n, corrupt=True), prepare=hasty).events for n in range(3)), start=type(
+        undisturbed("plain").events)())  # fmt: skip
+    assert met.keys() >= {"worker_gone", "fell", "malformed", "duplicate", "late", "hedged", "diverged"}
+    assert "mismatch" not in met
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_diverged_replicas_do_not_matter_where_the_aggregator_decides(tiny_config, undisturbed, seed):
+    config = deployed(tiny_config(), max_lag=0)
+    same(train(config, chaos(seed, corrupt=True)), undisturbed("plain"))
+
+
+def test_a_lonely_diverged_replica_with_a_lagging_aggregator_stops_the_run_and_loses_nothing(tiny_config, undisturbed):
+    """One replica alone is all replicas: nobody can tell who is right, so the run pauses, and replay finds out."""
+
+    def flip(coordinator):
+        evaluator = coordinator.pool._evaluators["w0"]
+        advance = evaluator.advance
+
+        def wrong(commit):
+            advance(commit)
+            if commit.generation == 1:
+                evaluator._parameters_P[0] ^= 1
+                evaluator._take(evaluator._parameters_P, 2, evaluator.ops.digest(evaluator.layout, evaluator._parameters_P))
+
+        evaluator.advance = wrong
+        take = coordinator.aggregator.take
+        coordinator.aggregator.take = lambda timeout=0.0: take(timeout) if coordinator.machine.generation > 2 else []
+
+    config = deployed(tiny_config(), max_lag=3)
+    with pytest.raises(DivergenceError, match="generation 2: the replicas agree on digest"):
+        train(config, prepare=flip)
+
+
+@pytest.mark.parametrize("backend", [name for name in workers.ops.BACKENDS if name != "reference"])
+def test_backends_do_not_matter(tiny_config, undisturbed, backend):
+    if reason := workers.ops.why_not(backend):
+        if os.environ.get(f"ES_SERVICE_REQUIRE_{backend.upper()}") == "1":
+            pytest.fail(f"{backend} is required here: {reason}")
+        pytest.skip(reason)
+
+    def ops():
+        return workers.ops.resolve(backend, 2)[0]
+
+    for name in SPECS:
+        same(train(spec_config(tiny_config, name), local(2, ops=ops), ops=ops), undisturbed(name))
+
+
+# Stopped and resumed.
+
+
+@pytest.mark.parametrize("seed", range(6))
+def test_a_run_that_is_stopped_and_resumed(tiny_config, undisturbed, seed):
+    rng = random.Random(seed)
+    config, directory, starts = tiny_config(), None, 0
+    config = deployed(config, keyframe_every=rng.choice([1, 2, 100]), max_lag=rng.randint(0, 2))
+    while True:
+        left = [rng.randint(1, 12 if starts else 6)]
+
+        def stop_soon(coordinator, left=left):
+            turn = coordinator._turn
+
+            def counted():
+                turn()
+                left[0] -= 1
+                if left[0] == 0:
+                    coordinator.stop("test")
+
+            coordinator._turn = counted
+
+        run = train(config, local(2, rng.choice), directory, prepare=stop_soon)
+        directory, starts = run.directory, starts + 1
+        if run.finish.reason == "goal":
+            break
+        assert run.finish.reason == "test"
+        whole = undisturbed("plain").contents
+        assert [c.record for c in run.contents.commits] == [c.record for c in whole.commits][: run.finish.generation]
+    assert starts > 1
+    same(run, undisturbed("plain"))
+
+
+def test_a_later_goal_on_resume_gives_the_same_as_one_run(tiny_config, undisturbed):
+    first = train(deployed(tiny_config(), generations=2))
+    assert first.finish.generation == 2
+    same(train(tiny_config(), directory=first.directory), undisturbed("plain"))
+
+
+def test_resuming_a_finished_run_changes_nothing(tiny_config, undisturbed):
+    first = train(tiny_config())
+    again = train(tiny_config(), directory=first.directory)
+    assert again.finish.reason == "goal"
+    same(again, undisturbed("plain"))
+
+
+def test_a_stop_file_stops_at_a_commit_and_is_taken_away(tiny_config):
+    run = train(tiny_config(), prepare=lambda coordinator: coordinator.directory.stop_path.touch())
+    assert run.finish.reason == "stop requested"
+    assert not run.directory.stop_path.exists()
+    assert run.contents.close.generation == run.finish.generation
+
+
+def test_runs_that_stop_at_a_time_limit_agree_as_far_as_both_go(tiny_config, undisturbed):
+    def clock(coordinator):
+        began = coordinator.clock()
+        coordinator.clock = lambda: began + 10.0 * coordinator.machine.generation
+
+    limited = deployed(tiny_config(), time_limit_seconds=25.0)
+    run = train(limited, local(2), prepare=clock)
+    assert (run.finish.generation, run.finish.reason) == (4, "time limit")
+    whole = undisturbed("plain").contents
+    commits = [run.contents.commits[g] for g in range(4)]
+    assert commits == [whole.commits[g] for g in range(4)]
+    end = int(whole.commits.offsets[4])
+    assert run.journal[:end] == undisturbed("plain").journal[:end]
+    assert run.contents.close.digest == int(whole.commits.fields["digest"][4])
+    same(train(tiny_config(), directory=run.directory), undisturbed("plain"))
+
+
+def test_a_silent_driver_stops_the_run_unless_detached(tiny_config):
+    def silence(coordinator):
+        coordinator._last_beat -= 1000
+
+    run = train(deployed(tiny_config(), detach=False), prepare=silence)
+    assert run.finish.reason.startswith("no sign of the driver")
+    assert train(tiny_config(), prepare=silence).finish.reason == "goal"
+
+
+SCRIPT = Path(__file__).with_name("run_once.py")
+
+
+def test_sigkill_at_any_time(tiny_config):
+    """The whole process is killed, again and again; the journal ends as if nothing had happened."""
+    config = tiny_config(deployment__generations=60, deployment__keyframe_every=7, deployment__max_lag=2)
+    whole = train(config)
+    rng = random.Random(3)
+    name, kills = "killed", 0
+    path = config.deployment.runs_dir / name / "journal.bin"
+    config_path = config.deployment.runs_dir / "killed.json"
+    config_path.write_text(config.model_dump_json())
+    environment = os.environ | {"PYTHONPATH": str(Path(workers.__file__).parents[1])}
+    total = len(whole.journal)
+    while kills < 4:
+        process = subprocess.Popen([sys.executable, str(SCRIPT), str(config_path), name], env=environment)
+        wanted = total * (kills + rng.random()) / 4
+        while process.poll() is None and (not path.exists() or path.stat().st_size < wanted):
+            time.sleep(0.001)
+        time.sleep(rng.random() * 0.01)
+        process.send_signal(signal.SIGKILL)
+        kills += process.wait() == -signal.SIGKILL
+        if process.returncode == 0:
+            break
+    assert kills >= 3
+    if path.exists():
+        found = path.read_bytes()
+        assert whole.journal.startswith(found[: scan(path).valid_bytes]) or scan(path).close
+    subprocess.run([sys.executable, str(SCRIPT), str(config_path), name], env=environment, check=True)
+    assert path.read_bytes() == whole.journal

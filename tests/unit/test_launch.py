@@ -1,0 +1,29 @@
+"""Where workers go: counts and threads from the resources of the nodes."""
+
+import pytest
+
+from es_service.launch import _placed
+
+LAPTOP = [{"CPU": 8.0}]
+TWO_NODES = [{"CPU": 16.0}, {"CPU": 8.0}, {"CPU": 0.0}]
+GPU_NODES = [{"CPU": 192.0, "GPU": 8.0}, {"CPU": 192.0, "GPU": 8.0}, {"CPU": 4.0}]
+
+
+@pytest.mark.parametrize(
+    ("nodes", "deployment", "expected"),
+    [
+        (LAPTOP, {}, (1, 8)),
+        (LAPTOP, {"workers": 3}, (3, 2)),
+        (LAPTOP, {"workers": 20}, (20, 1)),
+        (TWO_NODES, {}, (2, 8)),
+        (TWO_NODES, {"workers": 4}, (4, 4)),
+        (TWO_NODES, {"worker": {"threads": 5}}, (2, 5)),
+        (GPU_NODES, {"worker": {"num_gpus": 1}}, (16, 24)),
+        (GPU_NODES, {"worker": {"num_gpus": 0.5}, "workers": 3}, (3, 96)),
+        ([], {}, (1, 1)),
+    ],
+)
+def test_workers_and_threads_come_from_the_nodes(tiny_config, nodes, deployment, expected):
+    changes = {f"deployment__{name}": value for name, value in deployment.items()}
+    placed = _placed(tiny_config(**changes), nodes).deployment
+    assert (placed.workers, placed.worker.threads) == expected
