@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
 import shutil
 import tempfile
 import time
@@ -79,11 +78,11 @@ def main() -> None:
             print(f"pair {pair}: plain loop {plain:.2f} s, service {served:.2f} s, ratio {ratios[-1]:.4f}", flush=True)
     finally:
         shutil.rmtree(scratch)
-    figures = {"preset": arguments.preset, "pool": arguments.pool, "cores": os.cpu_count(), "ratios": ratios, "median": median(ratios)}  # fmt: skip
     print(
-        f"median ratio {median(ratios):.4f} ({arguments.preset}, {arguments.pool}, {arguments.generations} generations)"
+        f"median ratio {median(ratios):.4f}: {arguments.preset}, {arguments.pool}, {arguments.generations} generations"
     )
     if arguments.json:
+        figures = vars(arguments) | {"json": str(arguments.json), "ratios": ratios, "median": median(ratios)}
         arguments.json.write_text(json.dumps(figures, indent=2) + "\n")
 
 

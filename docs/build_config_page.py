@@ -16,8 +16,8 @@ from es_service.config import RunConfig
 PAGE = Path(__file__).with_name("config.md")
 INTRODUCTION = """# Config
 
-A run is a TOML file, or the name of a preset (`es-service presets`), with changes by `--set field=value`; a field inside
-a table is written with dots: `--set deployment.worker.threads=4`. Everything outside `deployment` is the **spec**: it
+A run is a TOML file, or the name of a preset (`es-service presets`), with changes by `--set field=value`; a field in a
+table is written with dots: `--set deployment.worker.threads=4`. Everything outside `deployment` is the **spec**: it
 stands in the journal's header and identifies the run. `deployment` may change at every resume.
 
 ```toml

@@ -12,7 +12,7 @@ import re
 import tomllib
 from collections.abc import Iterable
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError, field_validator, model_validator
 
@@ -20,13 +20,15 @@ from es_service.algorithms.eggroll import EggrollConfig
 from es_service.data.config import DataConfig
 from es_service.data.segments import FeedingConfig, check_feeding
 from es_service.errors import ConfigError
-from es_service.journal import canonical_json
-from es_service.noise import MAX_GENERATIONS, MAX_UNITS
+from es_service.journal import COMMIT_FIELDS, MAX_PAYLOAD_BYTES, canonical_json
+from es_service.noise import MAX_GENERATIONS
+from es_service.votes import VOTES_PER_BYTE
 
 __all__ = ["DeploymentConfig", "EggConfig", "RunConfig", "load", "preset_names", "resolve"]
 
 PRESETS = Path(__file__).parent / "runs"
 NAME_PATTERN = r"[A-Za-z0-9][A-Za-z0-9._-]{0,62}"
+_MAX_PAIRS = VOTES_PER_BYTE * (MAX_PAYLOAD_BYTES - COMMIT_FIELDS.itemsize)
 
 
 class _Config(BaseModel):
@@ -131,8 +133,8 @@ class RunConfig(_Config):
     def _population_is_even(cls, value: int) -> int:
         if value % 2:
             raise ValueError(f"{value} is odd, and members come in antithetic pairs: give {value + 1}")
-        if value // 2 > MAX_UNITS:
-            raise ValueError(f"{value} is more than 2^33 members, which noise addresses cannot tell apart")
+        if value // 2 > _MAX_PAIRS:
+            raise ValueError(f"{value} members have more votes than one record of the journal holds: at most {2 * _MAX_PAIRS}")
         return value
 
     @model_validator(mode="after")
@@ -210,6 +212,8 @@ def _replaced(tree: dict[str, Any], path: list[str], value: Any, key: str) -> di
 def _explain(detail: Any) -> str:
     """One line for one pydantic error: the field, what is wrong, what to write instead."""
     location = [part for part in detail["loc"] if not str(part).startswith("function-")]
+    if len(location) > 1 and getattr(RunConfig.model_fields.get(str(location[0])), "discriminator", None):
+        del location[1]  # the kind, which is not part of the field's name
     field = ".".join(str(part) for part in location) or "config"
     if detail["type"] == "extra_forbidden":
         near = difflib.get_close_matches(str(location[-1]), sorted(_all_fields(RunConfig)), 1)
@@ -226,6 +230,7 @@ def _all_fields(model: type[BaseModel]) -> set[str]:
     names: set[str] = set()
     for name, field in model.model_fields.items():
         names.add(name)
-        if isinstance(field.annotation, type) and issubclass(field.annotation, BaseModel):
-            names |= _all_fields(field.annotation)
+        for part in (field.annotation, *get_args(field.annotation)):
+            if isinstance(part, type) and issubclass(part, BaseModel):
+                names |= _all_fields(part)
     return names

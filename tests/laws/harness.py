@@ -71,7 +71,7 @@ def train(
     directory = directory or RunDirectory(config.deployment.runs_dir, f"run-{next(_names)}")
     coordinator = open_session(config, directory, resume, ops(), make_pool or local())
     prepare(coordinator)
-    return Run(config, directory, coordinator.run())
+    return Run(coordinator.config, directory, coordinator.run())
 
 
 def deployed(config: RunConfig, **changes) -> RunConfig:

@@ -61,7 +61,7 @@ struct Plan {
         fragment = padded;
         area = max(max(2 * operand_stride + 2 * fragment, wide_stride), kVocabulary + 16);
     }
-    ES_DEVICE i32 bytes(i32 rows, i32 rank) const { return rows * (x_stride + operand_stride + area + 12 * rank + 16) + 128; }
+    ES_DEVICE i32 bytes(i32 rows, i32 rank) const { return rows * (x_stride + operand_stride + area + 12 * rank + 12) + 128; }
 };
 
 template <int MT, int WM, int WN>
@@ -86,7 +86,7 @@ struct Tile {
         gate = passed + kRows * plan.operand_stride, term = gate + kRows * plan.fragment;
         dots = (i32*)(hidden + kRows * plan.area);
         total = dots + 3 * kRows * f.shape.rank, token = total + kRows, text = token + kRows;
-        mantissa = text + 2 * kRows, log_steps = (u32*)(mantissa + 16);
+        mantissa = text + kRows, log_steps = (u32*)(mantissa + 16);
         check_shared((const u8*)(log_steps + 16) - shared, plan.bytes(kRows, f.shape.rank));
         for (u32 i = threadIdx.x; i < 16; i += kThreads) mantissa[i] = kMantissa[i], log_steps[i] = kLogSteps[i];
     }

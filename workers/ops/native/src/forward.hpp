@@ -212,12 +212,16 @@ struct Tile {
     }
 
     void perturb(int vector, const int16_t* products, bool negative) {
-        const int8_t* values = model.vectors + vector * f.shape.width;
-        const int shift = noise_shift, flip = negative ? -1 : 0;
-        if (products) products += vector * f.shape.width;
-        for (int j = 0; j < f.shape.width; ++j) {
-            const int term = products ? ((products[j] ^ flip) - flip) >> shift : 0;
-            const int value = values[j] + term;
+        const int width = f.shape.width, shift = noise_shift;
+        const int8_t* values = model.vectors + vector * width;
+        if (!products) {
+            for (int j = 0; j < width; ++j) perturbed[j] = values[j] < -127 ? int8_t{-127} : values[j];
+            return;
+        }
+        products += vector * width;
+        const int sign = negative ? -1 : 1;
+        for (int j = 0; j < width; ++j) {
+            const int value = values[j] + ((sign * products[j]) >> shift);
             perturbed[j] = int8_t(value > 127 ? 127 : value < -127 ? -127 : value);
         }
     }
