@@ -1,4 +1,6 @@
-"""The canonical parameters: every commit is applied to them, off the critical path, in one background thread.
+"""The canonical parameters: every commit is applied to them in one background thread.
+
+Replicas elsewhere make the same update themselves and do not wait; workers on this node read the result instead.
 
 The digest of the canonical parameters decides where replicas disagree, keyframes are saved from them alone, and
 joiners are sent them.
@@ -14,9 +16,10 @@ from dataclasses import dataclass
 
 from es_service.algorithms.base import AbstractAlgorithm
 from es_service.messages import Commit
+from es_service.shared import SharedParameters
 from es_service.types import Int8Array, Layout, Ops
 
-__all__ = ["Aggregator", "Applied", "Canonical"]
+__all__ = ["Aggregator", "Applied", "Canonical", "Evaluated"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,21 +33,27 @@ class Canonical:
 
 @dataclass(frozen=True, slots=True)
 class Applied:
-    """Made by the aggregator, read by the coordinator: one more generation is canonical, or `error` ended it."""
+    """Made by the aggregator, read by the coordinator: one more generation is canonical; `moved` counts weights."""
 
     canonical: Canonical
     moved: int
     seconds: float
-    bits_per_byte: float | None
-    error: BaseException | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Evaluated:
+    """Made by the aggregator, read by the coordinator: held-out bits/byte of a canonical generation."""
+
+    generation: int
+    bits_per_byte: float
+
+
+News = Applied | Evaluated | BaseException
+"""What the thread hands over; an exception is the last of it."""
 
 
 class Aggregator:
-    """Applies commits in order. `after` runs in the thread after each update: held-out evaluation and keyframes.
-
-    `after(canonical)` returns held-out bits/byte or None. An exception anywhere in the thread is handed to the
-    reader in `Applied.error`, and the thread ends.
-    """
+    """Applies commits in order. `after(canonical)` runs in the thread after each: it saves, and may evaluate."""
 
     def __init__(
         self,
@@ -53,14 +62,17 @@ class Aggregator:
         ops: Ops,
         start: Canonical,
         after: Callable[[Canonical], float | None],
+        shared: SharedParameters,
     ) -> None:
         self.algorithm = algorithm
         self.layout = layout
         self.ops = ops
         self.after = after
+        self.shared = shared
         self._canonical = start
+        shared.publish(start.generation, start.parameters_P)
         self._commits: queue.SimpleQueue[Commit | None] = queue.SimpleQueue()
-        self._applied: queue.SimpleQueue[Applied] = queue.SimpleQueue()
+        self._news: queue.SimpleQueue[News] = queue.SimpleQueue()
         self._thread = threading.Thread(target=self._run, name="aggregator", daemon=True)
         self._thread.start()
 
@@ -73,28 +85,32 @@ class Aggregator:
         """Queue a commit; commits must come in order."""
         self._commits.put(commit)
 
-    def take(self, timeout: float = 0.0) -> list[Applied]:
-        """What has been applied since the last call; waits up to `timeout` seconds for the first."""
-        applied = []
+    def take(self, timeout: float = 0.0) -> list[News]:
+        """What has happened since the last call; waits up to `timeout` seconds for the first."""
+        news: list[News] = []
         try:
-            applied.append(self._applied.get(timeout=timeout) if timeout > 0 else self._applied.get_nowait())
+            news.append(self._news.get(timeout=timeout) if timeout > 0 else self._news.get_nowait())
             while True:
-                applied.append(self._applied.get_nowait())
+                news.append(self._news.get_nowait())
         except queue.Empty:
-            return applied
+            return news
 
-    def close(self) -> list[Applied]:
-        """Apply what is queued, end the thread, return what had not been taken."""
+    def close(self) -> list[News]:
+        """Apply what is queued, end the thread, return what had not been taken. May be called twice."""
         self._commits.put(None)
         self._thread.join()
+        self.shared.close()
         return self.take()
 
     def _run(self) -> None:
         try:
             while (commit := self._commits.get()) is not None:
-                self._applied.put(self._apply(commit))
+                self._news.put(self._apply(commit))
+                held_out = self.after(self._canonical)
+                if held_out is not None:
+                    self._news.put(Evaluated(self._canonical.generation, held_out))
         except BaseException as error:  # handed over: the coordinator raises it in its own thread
-            self._applied.put(Applied(self._canonical, 0, 0.0, None, error))
+            self._news.put(error)
 
     def _apply(self, commit: Commit) -> Applied:
         began = time.perf_counter()
@@ -102,6 +118,6 @@ class Aggregator:
         parameters_P = self._canonical.parameters_P.copy()
         moved = self.algorithm.update(self.ops, parameters_P, commit.generation, commit.threshold, commit.record)
         digest = self.ops.digest(self.layout, parameters_P)
+        self.shared.publish(commit.generation + 1, parameters_P)
         self._canonical = Canonical(commit.generation + 1, parameters_P, digest)
-        seconds = time.perf_counter() - began
-        return Applied(self._canonical, moved, seconds, self.after(self._canonical))
+        return Applied(self._canonical, moved, time.perf_counter() - began)

@@ -134,7 +134,7 @@ class RunConfig(_Config):
         if value % 2:
             raise ValueError(f"{value} is odd, and members come in antithetic pairs: give {value + 1}")
         if value // 2 > _MAX_PAIRS:
-            raise ValueError(f"{value} members have more votes than one record of the journal holds: at most {2 * _MAX_PAIRS}")
+            raise ValueError(f"{value} members are too many for a record of the journal: at most {2 * _MAX_PAIRS}")
         return value
 
     @model_validator(mode="after")

@@ -11,7 +11,7 @@ from typing import Any
 
 from es_service import generation as machine_events
 from es_service import journal
-from es_service.aggregator import Aggregator, Applied
+from es_service.aggregator import Aggregator, Applied, Evaluated
 from es_service.algorithms.base import AbstractAlgorithm
 from es_service.config import RunConfig
 from es_service.directory import RunDirectory
@@ -19,7 +19,7 @@ from es_service.errors import DivergenceError, MessageError
 from es_service.generation import Assign, Close, Command, Event, Finish, Machine, Notice, Pause, Policy, SendRestore
 from es_service.journal_writer import JournalWriter
 from es_service.keeper import Keeper
-from es_service.messages import Behind, Commit, LeaseResult, Order, Restore, decode, encode
+from es_service.messages import Behind, Commit, LeaseResult, Order, Restore, Share, decode, encode
 from es_service.pools import Gone, Pool, PoolEvent, Ready, Reply
 from es_service.problem import algorithm_of, layout_of, plan_of, run_id
 
@@ -76,6 +76,7 @@ class Coordinator:
         self._size = layout_of(config).size
         self._recent: deque[Commit] = deque(maxlen=_KEPT_COMMITS + deployment.max_lag)
         self._replicas: dict[str, int] = {}
+        self._sharing: set[str] = set()
         self._stop = threading.Event()
         self._stop_reason = ""
         self._began = self._last_beat = self._opened = clock()
@@ -129,8 +130,8 @@ class Coordinator:
         self._handle(machine_events.Tick(self.clock()))
         for event in events:
             self._on_pool(event)
-        for applied in self.aggregator.take(0.0 if busy else _POLL_SECONDS):
-            self._on_applied(applied)
+        for news in self.aggregator.take(0.0 if busy else _POLL_SECONDS):
+            self._on_aggregator(news)
         self._check_stop()
 
     def _check_stop(self) -> None:
@@ -145,8 +146,8 @@ class Coordinator:
     def _end(self, finish: Finish) -> None:
         """The aggregator catches up, the last generation is evaluated and saved, the journal is closed."""
         self.pool.close()
-        for applied in self.aggregator.close():
-            self._on_applied(applied)
+        for news in self.aggregator.close():
+            self._on_aggregator(news)
         canonical = self.aggregator.canonical
         self._on_held_out(canonical.generation, self.keeper.last(canonical))
         self.writer.append(journal.Close(canonical.generation, canonical.digest))
@@ -157,11 +158,13 @@ class Coordinator:
 
     def _on_pool(self, event: PoolEvent) -> None:
         match event:
-            case Ready(worker, about):
+            case Ready(worker, about, shares):
                 self.directory.log_event("worker_ready", worker=worker, about=about)
                 if not self.machine.workers:
                     self._opened = self.clock()  # time without workers is nobody's speed
-                self._handle(machine_events.Joined(worker))
+                if shares:
+                    self._sharing.add(worker)
+                self._handle(machine_events.Joined(worker, shares))
             case Gone(worker, reason):
                 self.directory.log_event("worker_gone", worker=worker, reason=reason)
                 self._replicas.pop(worker, None)
@@ -188,9 +191,16 @@ class Coordinator:
         except MessageError as error:
             self._handle(machine_events.Fell(worker, None, str(error)))
 
+    def _on_aggregator(self, news: Applied | Evaluated | BaseException) -> None:
+        match news:
+            case Applied():
+                self._on_applied(news)
+            case Evaluated(generation, held_out):
+                self._on_held_out(generation, held_out)
+            case BaseException():
+                raise news
+
     def _on_applied(self, applied: Applied) -> None:
-        if applied.error is not None:
-            raise applied.error
         canonical = applied.canonical
         self.directory.log_metrics(
             "update",
@@ -198,13 +208,12 @@ class Coordinator:
             moved_ratio=round(applied.moved / self._size, 6),
             seconds=round(applied.seconds, 6),
         )
-        self._on_held_out(canonical.generation, applied.bits_per_byte)
         self._handle(machine_events.Aggregated(canonical.generation, canonical.digest))
 
-    def _on_held_out(self, generation: int, bits_per_byte: float | None) -> None:
-        if bits_per_byte is not None:
-            self.directory.log_metrics("evaluation", generation=generation, bits_per_byte=round(bits_per_byte, 6))
-            self._set_status(held_out=bits_per_byte, held_out_generation=generation)
+    def _on_held_out(self, generation: int, held_out: float | None) -> None:
+        if held_out is not None:
+            self.directory.log_metrics("evaluation", generation=generation, bits_per_byte=round(held_out, 6))
+            self._set_status(held_out=held_out, held_out_generation=generation)
 
     # Commands out.
 
@@ -230,17 +239,20 @@ class Coordinator:
     def _commits_for(self, worker: str, generation: int) -> tuple[Commit, ...]:
         """Commits between what the replica has and `generation`; restores it first if they are no longer kept."""
         oldest = self._recent[0].generation if self._recent else generation
-        if self._replicas[worker] < oldest:
+        if self._replicas[worker] < (generation if worker in self._sharing else oldest):
             self._restore(worker)
         return tuple(commit for commit in self._recent if self._replicas[worker] <= commit.generation < generation)
 
     def _restore(self, worker: str) -> None:
         canonical = self.aggregator.canonical
-        parameters = canonical.parameters_P.tobytes() if canonical.generation else b""
-        self._send(worker, Restore(self.run_id, canonical.generation, canonical.digest, parameters))
+        what = (self.run_id, canonical.generation, canonical.digest)
+        if worker in self._sharing:
+            self._send(worker, Share(*what, str(self.aggregator.shared.path)))
+        else:
+            self._send(worker, Restore(*what, canonical.parameters_P.tobytes() if canonical.generation else b""))
         self._replicas[worker] = canonical.generation
 
-    def _send(self, worker: str, message: Order | Restore) -> None:
+    def _send(self, worker: str, message: Order | Restore | Share) -> None:
         data = encode(message)
         self._down += len(data)
         self.pool.send(worker, data)

@@ -15,9 +15,10 @@ __all__ = [
 # Events: what happened, as the shell saw it.
 @dataclass(frozen=True, slots=True)
 class Joined:
-    """A worker is there; its replica is unknown."""
+    """A worker is there; its replica is unknown. One that `shares` reads the canonical parameters of each generation."""
 
     worker: str
+    shares: bool = False
 
 
 @dataclass(frozen=True, slots=True)

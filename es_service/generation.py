@@ -68,8 +68,12 @@ class _Phase(Enum):
 
 @dataclass(slots=True)
 class _Worker:
-    """Leases that a worker holds: (generation, index) -> time of assignment. `faults` since its last good result."""
+    """Leases that a worker holds: (generation, index) -> time of assignment. `faults` since its last good result.
 
+    One that `shares` the canonical parameters waits for the aggregator instead of making each update again.
+    """
+
+    shares: bool = False
     leases: dict[tuple[int, int], float] = field(default_factory=dict)
     faults: int = 0
 
@@ -98,9 +102,9 @@ class Machine:
         if self._phase is _Phase.ENDED and not isinstance(event, Aggregated):
             return []
         match event:
-            case Joined(worker):
+            case Joined(worker, shares):
                 self._drop(worker)
-                self._workers[worker] = _Worker()
+                self._workers[worker] = _Worker(shares)
                 return [SendRestore(worker), *self._assign()]
             case Left(worker):
                 self._drop(worker)
@@ -155,12 +159,17 @@ class Machine:
         if self._phase is not _Phase.OPEN or self.generation - self.aggregated > self.policy.max_lag:
             return commands
         while self._pending:
-            room = {name: w for name, w in self._workers.items() if len(w.leases) < self.policy.depth}
+            room = {name: w for name, w in self._able().items() if len(w.leases) < self.policy.depth}
             if not room:
                 break
             name = min(room, key=lambda worker: (len(room[worker].leases), room[worker].faults))
             commands.append(self._give(name, self._pending.popleft()))
         return commands
+
+    def _able(self) -> dict[str, _Worker]:
+        """Workers that can have the parameters of the open generation."""
+        current = self.aggregated == self.generation
+        return {name: worker for name, worker in self._workers.items() if current or not worker.shares}
 
     def _give(self, name: str, index: int) -> Assign:
         first, units = self._plan.range(index)
@@ -171,7 +180,7 @@ class Machine:
     def _hedge(self) -> list[Command]:
         """Give each lease of which every holder is overdue to an idle worker as well, the oldest first."""
         commands: list[Command] = []
-        idle = sorted((name for name, w in self._workers.items() if not w.leases), key=self._faults, reverse=True)
+        idle = sorted((name for name, w in self._able().items() if not w.leases), key=self._faults, reverse=True)
         if self._phase is not _Phase.OPEN or not idle:
             return commands
         newest: dict[int, tuple[float, str]] = {}
@@ -282,7 +291,8 @@ class Machine:
         """Nobody knows which lease this was to answer: take back all that the worker holds."""
         commands: list[Command] = [Notice("malformed", name, self.generation, reason)]
         if name in self._workers:
-            self._workers[name] = _Worker(faults=self._drop(name).faults)
+            old = self._drop(name)
+            self._workers[name] = _Worker(old.shares, faults=old.faults)
         return commands + self._rebuild(name) + self._assign()
 
     # Generations.

@@ -80,7 +80,8 @@ def make_local_pool(config: RunConfig, corpus: Corpus) -> Pool:
     worker = config.deployment.worker
     threads = worker.threads or node_cores()
     names = [f"worker-{n + 1}" for n in range(config.deployment.workers or 1)]
-    return LocalPool({name: Evaluator(config, corpus.train, kernels(worker.backend, threads)[0]) for name in names})
+    evaluators = {name: Evaluator(config, corpus.train, kernels(worker.backend, threads)[0]) for name in names}
+    return LocalPool(evaluators, shares=True)
 
 
 # With Ray.

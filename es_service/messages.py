@@ -13,7 +13,7 @@ from typing import Any, ClassVar
 
 from es_service.errors import MessageError
 
-__all__ = ["Behind", "Commit", "Lease", "LeaseResult", "Message", "Order", "Restore", "decode", "encode"]
+__all__ = ["Behind", "Commit", "Lease", "LeaseResult", "Message", "Order", "Restore", "Share", "decode", "encode"]
 
 MAX_MESSAGE_BYTES = 1 << 31
 MAX_COMMITS = 256
@@ -63,6 +63,17 @@ class Restore:
 
 
 @dataclass(frozen=True, slots=True)
+class Share:
+    """Head to worker on its node: take the parameters of `generation` from shared memory (`es_service.shared`)."""
+
+    HEAD: ClassVar[struct.Struct] = struct.Struct("<QQQ")
+    run: int
+    generation: int
+    digest: int
+    path: str
+
+
+@dataclass(frozen=True, slots=True)
 class LeaseResult:
     """Worker to head: encoded votes of a lease, sums of its members' scores (1/16 bit) and the replica's digest.
 
@@ -91,8 +102,8 @@ class Behind:
     replica_generation: int
 
 
-Message = Order | Restore | LeaseResult | Behind
-_TYPES: dict[int, type[Message]] = {1: Order, 2: Restore, 3: LeaseResult, 4: Behind}
+Message = Order | Restore | LeaseResult | Behind | Share
+_TYPES: dict[int, type[Message]] = {1: Order, 2: Restore, 3: LeaseResult, 4: Behind, 5: Share}
 
 
 def _lease_fields(lease: Lease) -> tuple[int, int, int, int]:
@@ -109,6 +120,9 @@ def encode(message: Message) -> bytes:
             return b"".join(parts)
         case Restore(run, generation, digest, parameters):
             return b"\2" + Restore.HEAD.pack(run, generation, digest) + _BLOB.pack(len(parameters)) + parameters
+        case Share(run, generation, digest, path):
+            data = path.encode()
+            return b"\5" + Share.HEAD.pack(run, generation, digest) + _BLOB.pack(len(data)) + data
         case LeaseResult():
             m = message
             sums = (m.score_sum, m.score_min, m.score_max, m.digest, m.model_bytes, m.seconds)
@@ -136,6 +150,8 @@ def decode(data: bytes) -> Message:
         message = Restore(run, generation, digest, reader.blob())
     elif kind is LeaseResult:
         message = reader.result()
+    elif kind is Share:
+        message = reader.share()
     else:
         run, generation, first, units, attempt, replica = reader.take(Behind.HEAD)
         message = Behind(run, Lease(generation, first, units, attempt), replica)
@@ -180,6 +196,13 @@ class _Reader:
         if not 0 <= seconds < inf or low > high:  # NaN too
             raise MessageError(f"a result in {seconds} s with scores {low} .. {high} is not possible")
         return LeaseResult(run, lease, total, low, high, digest, model_bytes, seconds, self.blob())
+
+    def share(self) -> Share:
+        run, generation, digest = self.take(Share.HEAD)
+        try:
+            return Share(run, generation, digest, self.blob().decode())
+        except UnicodeDecodeError as error:
+            raise MessageError("the path in a message is not UTF-8") from error
 
     def end(self) -> None:
         if self._at != len(self._data):

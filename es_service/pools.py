@@ -10,10 +10,14 @@ __all__ = ["Gone", "Pool", "PoolEvent", "Ready", "Reply"]
 
 @dataclass(frozen=True, slots=True)
 class Ready:
-    """A worker can take messages. `about` says in one line where it is and which kernels it uses."""
+    """A worker can take messages. `about` says in one line where it is and which kernels it uses.
+
+    One that `shares` is on the head's node and can read its memory.
+    """
 
     worker: str
     about: str
+    shares: bool = False
 
 
 @dataclass(frozen=True, slots=True)

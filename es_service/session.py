@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from contextlib import ExitStack
 
 from es_service import journal
 from es_service.aggregator import Aggregator, Canonical
@@ -16,6 +17,7 @@ from es_service.keeper import Keeper
 from es_service.pools import Pool
 from es_service.problem import algorithm_of, initial_parameters, layout_of
 from es_service.replay import Replay
+from es_service.shared import SharedParameters
 from es_service.types import Ops, UInt8Array
 
 __all__ = ["held_out_rows", "open_session", "with_corpus"]
@@ -47,13 +49,16 @@ def open_session(
     """The coordinator of a new or resumed run. `config` has its content hash; the journal is locked from here on."""
     config, corpus = with_corpus(config)
     writer, start = _resume(config, directory, ops) if resume else _begin(config, directory, ops)
-    try:
+    with ExitStack() as undo:
+        undo.callback(writer.close)
         keeper = Keeper(config, directory, ops, held_out_rows(config, corpus))
-        aggregator = Aggregator(algorithm_of(config), layout_of(config), ops, start, keeper.after)
-        return Coordinator(config, directory, writer, aggregator, keeper, make_pool(config, corpus))
-    except BaseException:
-        writer.close()
-        raise
+        layout = layout_of(config)
+        shared = SharedParameters(directory.path, layout.size)
+        aggregator = Aggregator(algorithm_of(config), layout, ops, start, keeper.after, shared)
+        undo.callback(aggregator.close)
+        coordinator = Coordinator(config, directory, writer, aggregator, keeper, make_pool(config, corpus))
+        undo.pop_all()
+    return coordinator
 
 
 def _begin(config: RunConfig, directory: RunDirectory, ops: Ops) -> tuple[JournalWriter, Canonical]:

@@ -30,8 +30,8 @@ class WorkerActor:
         self._head = head
         self._evaluator: Evaluator | None = None
 
-    def start(self) -> str:
-        """Load the corpus, whose content hash must be the run's, and the kernels; one line about this worker."""
+    def start(self) -> tuple[str, str]:
+        """Load the corpus, whose content hash must be the run's, and the kernels; one line about it, and its node."""
         if self._version != __version__:
             raise BackendError(
                 f"{socket.gethostname()} has es-service {__version__} and the head {self._version}: install the same"
@@ -41,9 +41,9 @@ class WorkerActor:
         kernels, why = ops.resolve(worker.backend, worker.threads)
         corpus = load_or_fetch(config.data, self._piece)
         self._evaluator = Evaluator(config, corpus.train, kernels)
-        node = ray.get_runtime_context().get_node_id()[:8]
-        place = f"{socket.gethostname()} node {node} pid {os.getpid()}"
-        return f"{place}, {worker.threads} threads, {why}"
+        node = ray.get_runtime_context().get_node_id()
+        place = f"{socket.gethostname()} node {node[:8]} pid {os.getpid()}"
+        return f"{place}, {worker.threads} threads, {why}", node
 
     def _piece(self, held_out: bool, offset: int) -> bytes:
         data: bytes = ray.get(self._head.corpus_piece.remote(held_out, offset))

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import time
+from pathlib import Path
 
 import numpy as np
 
 from es_service.config import RunConfig
 from es_service.errors import DivergenceError, MessageError
-from es_service.messages import Behind, Commit, Lease, LeaseResult, Message, Order, Restore, decode, encode
+from es_service.messages import Behind, Commit, Lease, LeaseResult, Message, Order, Restore, Share, decode, encode
 from es_service.problem import algorithm_of, initial_parameters, layout_of, run_id
+from es_service.shared import read_shared
 from es_service.types import Int8Array, Ops, UInt8Array
 from workers.tasks.egg_lm import EggLanguageModel
 
@@ -31,16 +33,20 @@ class Evaluator:
         self._digest = 0
 
     def handle(self, data: bytes) -> bytes:
-        """Answer one message: a `Restore` with nothing, an `Order` with `LeaseResult` or `Behind`."""
+        """Answer one message: an `Order` with `LeaseResult` or `Behind`, a `Restore` or `Share` with nothing."""
         message: Message = decode(data)
-        if not isinstance(message, Order | Restore):
-            raise MessageError(f"a worker takes orders and restores, not {type(message).__name__}")
         if message.run != self.run:
             raise MessageError("this message belongs to another run")
-        if isinstance(message, Restore):
-            self.restore(message)
-            return b""
-        return encode(self.work(message))
+        match message:
+            case Order():
+                return encode(self.work(message))
+            case Restore():
+                self.restore(message)
+            case Share():
+                self.read(message)
+            case _:
+                raise MessageError(f"a worker takes orders and parameters, not {type(message).__name__}")
+        return b""
 
     def restore(self, message: Restore) -> None:
         """Replace the replica."""
@@ -50,6 +56,13 @@ class Evaluator:
             parameters_P = np.frombuffer(message.parameters, np.int8).copy()
         else:
             parameters_P = initial_parameters(self.config)
+        self._adopt(parameters_P, message)
+
+    def read(self, message: Share) -> None:
+        """Replace the replica by what lies in the memory that the head shares."""
+        self._adopt(read_shared(Path(message.path), message.generation, self.layout.size), message)
+
+    def _adopt(self, parameters_P: Int8Array, message: Restore | Share) -> None:
         digest = self.ops.digest(self.layout, parameters_P)
         if digest != message.digest:
             raise DivergenceError(f"generation {message.generation} arrived with digest {digest:016x}")

@@ -17,14 +17,19 @@ def _first(workers: Sequence[str]) -> str:
 
 
 class LocalPool:
-    """Evaluators by name. `choose` picks which works next among those with messages waiting; by default, in turn."""
+    """Evaluators by name. `choose` picks which works next among those with messages waiting; by default, in turn.
 
-    def __init__(self, evaluators: dict[str, Evaluator], choose: Callable[[Sequence[str]], str] = _first) -> None:
+    With `shares` they read the canonical parameters instead of making each update themselves.
+    """
+
+    def __init__(
+        self, evaluators: dict[str, Evaluator], choose: Callable[[Sequence[str]], str] = _first, shares: bool = False
+    ) -> None:
         self._evaluators = dict(evaluators)
         self._choose = choose
         self._queues: dict[str, deque[bytes]] = {name: deque() for name in evaluators}
         self._events: list[PoolEvent] = [
-            Ready(name, f"in this process, {evaluator.ops.name}") for name, evaluator in evaluators.items()
+            Ready(name, f"in this process, {evaluator.ops.name}", shares) for name, evaluator in evaluators.items()
         ]
 
     def send(self, worker: str, data: bytes) -> None:

@@ -46,6 +46,7 @@ class RayPool:
         )
         self._actors: dict[str, Any] = {}
         self._calls: dict[Any, _Call] = {}
+        self._node = ray.get_runtime_context().get_node_id()
         self._names = 0
         self._failures = 0
         for _ in range(config.deployment.workers):
@@ -91,7 +92,8 @@ class RayPool:
         if not call.starting:
             return [Reply(call.worker, answer)]
         self._failures = 0
-        return [Ready(call.worker, answer)]
+        about, node = answer
+        return [Ready(call.worker, about, shares=node == self._node)]
 
     def _lost(self, call: _Call, error: BaseException) -> list[PoolEvent]:
         """Replace the worker; give up where workers do not even start."""

@@ -16,6 +16,7 @@ from es_service.launch import launch
 __all__ = ["carry_out", "with_flags"]
 
 _SAMPLE_BYTES = 240
+_SAMPLE_TEMPERATURE = 0.7
 
 
 def with_flags(config: RunConfig, arguments: Namespace) -> RunConfig:
@@ -77,5 +78,5 @@ def _report(config: RunConfig, directory: RunDirectory) -> None:
         print(f"loss curve: {plot.draw_run(directory, config)}")
     except ImportError:
         print("loss curve: pip install 'es-service[plot]', then es-service plot", file=sys.stderr)
-    print("sample:")
-    print(sample.sample_run(directory, config, b"def ", _SAMPLE_BYTES))
+    print(f"sample after 'def ', temperature {_SAMPLE_TEMPERATURE}:")
+    print(sample.sample_run(directory, config, b"def ", _SAMPLE_BYTES, _SAMPLE_TEMPERATURE))

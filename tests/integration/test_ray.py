@@ -132,7 +132,8 @@ def cli():
     yield start
     for process in started:
         process.kill()
-        process.communicate()
+        process.wait()
+        process.stdout.close()
 
 
 def wait_for(condition, seconds=60):

@@ -19,12 +19,14 @@ BACKENDS = {
 def resolve(backend: str, threads: int = 1) -> tuple[Ops, str]:
     """The kernels of a backend, and one line that says which they are and why; raises `BackendError`."""
     if backend != "auto":
-        return _load(backend, threads), f"{backend}: as the config says"
+        ops = _load(backend, threads)
+        return ops, f"{_label(ops)}: as the config says"
     reasons: list[str] = []
     for name in BACKENDS:
         reason = why_not(name)
         if not reason:
-            return _load(name, threads), f"{name}: {'; '.join(reasons) or 'the fastest this machine can run'}"
+            ops = _load(name, threads)
+            return ops, f"{_label(ops)}: {'; '.join(reasons) or 'the fastest this machine can run'}"
         reasons.append(f"no {name} ({reason})")
     raise BackendError(f"no backend can run here: {'; '.join(reasons)}")
 
@@ -36,6 +38,12 @@ def why_not(backend: str) -> str:
     except BackendError as error:
         return str(error)
     return ""
+
+
+def _label(ops: Ops) -> str:
+    """The backend, with its instruction set where it has one."""
+    isa = getattr(ops, "isa", None)
+    return f"{ops.name} ({isa})" if isa else ops.name
 
 
 def _load(backend: str, threads: int) -> Ops:

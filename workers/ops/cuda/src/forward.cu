@@ -50,18 +50,28 @@ __constant__ i32 kMantissa[16] = {524288, 547500, 571740, 597053, 623487, 651091
 __constant__ u32 kLogSteps[16] = {140160055, 146365471, 152845624, 159612678, 166679335, 174058859, 181765103, 189812532,
                                   198216250, 206992034, 216156354, 225726413, 235720175, 246156399, 257054674, 0xFFFFFFFFu};
 
-// Shared memory of a tile, in bytes for one member except where said. launch.py mirrors `bytes`; Tile checks it.
+// Shared memory of a tile, in bytes for one member except where said. _launch.py mirrors `bytes`; Tile checks it.
 struct Plan {
-    i32 x_stride, operand_stride, wide_stride, fragment, area;
+    i32 plain_stride, operand_stride, wide_stride, area;
     ES_DEVICE explicit Plan(i32 width) {
         const i32 padded = pad(width, 32);
-        x_stride = padded + 32;        // conflict-free for the accumulators' 8-byte rows
+        plain_stride = padded + 32;    // conflict-free for the accumulators' 8-byte rows
         operand_stride = padded + 16;  // an odd number of 16 bytes: conflict-free for ldmatrix
         wide_stride = pad(4 * width, 32) + 16;
-        fragment = padded;
-        area = max(max(2 * operand_stride + 2 * fragment, wide_stride), kVocabulary + 16);
+        area = max(max(2 * operand_stride + 2 * plain_stride, wide_stride), kVocabulary + 16);
     }
-    ES_DEVICE i32 bytes(i32 rows, i32 rank) const { return rows * (x_stride + operand_stride + area + 12 * rank + 12) + 128; }
+    ES_DEVICE i32 bytes(i32 rows, i32 rank) const {
+        return rows * (plain_stride + operand_stride + area + 12 * rank + 12) + 128;
+    }
+};
+
+// What a product reads and where its results go; chosen at run time, so that its code exists once.
+struct Product {
+    Matrix matrix;
+    const i8* operand;
+    i8* result;
+    i32 operand_stride, result_stride;
+    const i32* dots;
 };
 
 template <int MT, int WM, int WN>
@@ -71,19 +81,24 @@ struct Tile {
 
     const Lease& f;
     const Plan plan;
+    const Divisor divisor, divisor_hidden;
+    const i32 factor_stride, vector_stride;
     i32 first;  // member of row 0
-    i8 *x, *u;                                  // residual stream; LayerNorm's output, an operand
-    i8 *state, *passed, *gate, *term, *hidden;  // hidden shares the space of the four before it
+    i8 *x, *u;                                  // residual stream; LayerNorm's output (an operand) or a result
+    i8 *state, *passed, *gate, *term, *hidden;  // hidden, and the logits, share the space of the four before
     i32* dots;                                  // [3][kRows][rank], the member's sign included
     i32 *total, *token, *text, *mantissa;       // [kRows] each, [16]
     u32* log_steps;                             // [16]
 
-    ES_DEVICE Tile(const Lease& lease, u8* shared) : f(lease), plan(lease.shape.width), first(0) {
+    ES_DEVICE Tile(const Lease& lease, u8* shared)
+        : f(lease), plan(lease.shape.width), divisor(lease.root_width), divisor_hidden(lease.root_hidden),
+          factor_stride(lease.shape.rank * (2 * kVocabulary + (2 + 18 * lease.shape.layers) * lease.shape.width)),
+          vector_stride(lease.shape.rank ? (4 * lease.shape.layers + 1) * lease.shape.width : 0), first(0) {
         x = (i8*)shared;
-        u = x + kRows * plan.x_stride;
+        u = x + kRows * plan.plain_stride;
         hidden = u + kRows * plan.operand_stride;
         state = hidden, passed = state + kRows * plan.operand_stride;
-        gate = passed + kRows * plan.operand_stride, term = gate + kRows * plan.fragment;
+        gate = passed + kRows * plan.operand_stride, term = gate + kRows * plan.plain_stride;
         dots = (i32*)(hidden + kRows * plan.area);
         total = dots + 3 * kRows * f.shape.rank, token = total + kRows, text = token + kRows;
         mantissa = text + kRows, log_steps = (u32*)(mantissa + 16);
@@ -96,16 +111,13 @@ struct Tile {
     ES_DEVICE bool exists(int row) const { return first + row < f.members; }
     // Rows behind the last member repeat it, unseen.
     ES_DEVICE i32 member(int row) const { return min(first + row, f.members - 1); }
-    ES_DEVICE i64 factor_stride() const { return (i64)f.shape.rank * (2 * kVocabulary + 2 * f.shape.width + 18 * f.shape.layers * f.shape.width); }
-    ES_DEVICE const i8* factors(int row) const { return f.factors + member(row) / 2 * factor_stride(); }
+    ES_DEVICE const i8* factors(int row) const { return f.factors + (i64)(member(row) / 2) * factor_stride; }
     ES_DEVICE const i8* vector(int row, i32 index) const {
-        const i64 stride = (4 * f.shape.layers + 1) * f.shape.width;
-        return f.vectors + (f.shape.rank ? member(row) * stride : 0) + index * f.shape.width;
+        return f.vectors + ((i64)member(row) * vector_stride + index * f.shape.width);
     }
     ES_DEVICE i8* outside_state(int row, i32 layer) const {
         return f.state + ((i64)member(row) * f.shape.layers + layer) * f.shape.width;
     }
-    ES_DEVICE i32* dots_of(int slot) const { return dots + slot * kRows * f.shape.rank; }
 
     // ---- row phases: a warp takes pairs warp, warp + kWarps, .. ----------------------------------------------
 
@@ -117,7 +129,10 @@ struct Tile {
     }
     template <class Use>
     ES_DEVICE void each_row(Use use) const {
-        each_pair([&](int, int row) { use(row), use(row + 1); });
+#pragma unroll 1
+        for (int pair = warp(); pair < kRows / 2; pair += kWarps)
+#pragma unroll 1
+            for (int row = 2 * pair; row < 2 * pair + 2; ++row) use(row);
     }
 
     ES_DEVICE void begin() {
@@ -146,7 +161,7 @@ struct Tile {
                     for (int j = 0; j < 4; ++j) sum[j] += factor * byte_of(b, j);
                 }
                 for (int j = 0; j < 4; ++j) sum[j] = byte_of(word, j) + (sum[j] >> f.noise_shift);
-                *(u32*)(x + row * plan.x_stride + at) = clip4(sum[0], sum[1], sum[2], sum[3]);
+                *(u32*)(x + row * plan.plain_stride + at) = clip4(sum[0], sum[1], sum[2], sum[3]);
             }
         });
         __syncwarp();
@@ -165,7 +180,7 @@ struct Tile {
     ES_DEVICE void normalise(i32 index) {
         const i32 width = f.shape.width;
         each_row([&](int row) {
-            const i8 *from = x + row * plan.x_stride, *w = vector(row, index);
+            const i8 *from = x + row * plan.plain_stride, *w = vector(row, index);
             i32 sum = 0;
             for (i32 at = 4 * lane(); at < width; at += 128) {
                 const u32 word = *(const u32*)(from + at), negative = word >> 7 & 0x01010101u;
@@ -182,87 +197,94 @@ struct Tile {
         __syncwarp();
     }
 
-    // dots[slot][row][r] = sign (operand . B_r).
-    ES_DEVICE void dot(const Matrix& m, const i8* operand, i32 stride, int slot) {
+    // dots[row][r] = sign (operand . B_r). All pairs of the warp at once: their loads overlap.
+    ES_DEVICE void dot(const Product& p) {
         const i32 rank = f.shape.rank;
         for (i32 r = 0; r < rank; ++r) {
-            const i32 offset = m.factors + rank * m.out + r * m.in;
+            const i32 offset = p.matrix.factors + rank * p.matrix.out + r * p.matrix.in;
             i32 even[kPairs] = {}, odd[kPairs] = {};
-            for (i32 at = 4 * lane(); at < m.in; at += 128) {
+            for (i32 at = 4 * lane(); at < p.matrix.in; at += 128) {
                 u32 b[kPairs];
                 each_pair([&](int i, int row) { b[i] = load_noise4(factors(row) + offset + at); });
                 each_pair([&](int i, int row) {
-                    const i8* from = operand + row * stride + at;
+                    const i8* from = p.operand + row * p.operand_stride + at;
                     even[i] = __dp4a(*(const i32*)from, (i32)b[i], even[i]);
-                    odd[i] = __dp4a(*(const i32*)(from + stride), (i32)b[i], odd[i]);
+                    odd[i] = __dp4a(*(const i32*)(from + p.operand_stride), (i32)b[i], odd[i]);
                 });
             }
             each_pair([&](int i, int row) {
                 const i32 plus = warp_sum(even[i]), minus = -warp_sum(odd[i]);
-                if (lane() < 2) dots_of(slot)[(row + lane()) * rank + r] = lane() ? minus : plus;
+                if (lane() < 2) ((i32*)p.dots)[(row + lane()) * rank + r] = lane() ? minus : plus;
             });
         }
     }
 
     // ---- products: a warp takes 16 MT members and every WN-th group of 32 outputs -----------------------------
 
-    // use(row, out, fragment, y): y = c(acc div ..) of outputs out .. out + 7; `fragment` numbers the lane's eights.
-    template <class Use>
-    ES_DEVICE void product(const Matrix& m, const i8* operand, i32 stride, int slot, const Divisor& divisor, Use use) {
-        const i32 steps = (m.in + 31) / 32, row0 = warp() / WN * 16 * MT;
-        for (i32 group = warp() % WN; group < (m.out + 31) / 32; group += WN) {
+    ES_DEVICE void product(const Product& p, i32 layer, i32 which) {
+        const i32 steps = (p.matrix.in + 31) / 32, row0 = warp() / WN * 16 * MT;
+#pragma unroll 1
+        for (i32 group = warp() % WN; group < (p.matrix.out + 31) / 32; group += WN) {
             i32 acc[MT][4][4] = {};
-            const uint4* weights = (const uint4*)(f.packed + m.packed) + (i64)group * steps * 64 + lane();
-            const i8* from = operand + (row0 + (lane() & 15)) * stride + (lane() >> 4) * 16;
+            const uint4* weights = (const uint4*)(f.packed + p.matrix.packed) + group * steps * 64 + lane();
+            const i8* from = p.operand + (row0 + (lane() & 15)) * p.operand_stride + (lane() >> 4) * 16;
             uint4 next0 = __ldg(weights), next1 = __ldg(weights + 32);
-            for (i32 step = 0; step < steps; ++step, from += 32) {
+#pragma unroll 1
+            for (i32 step = steps; step > 0; --step, from += 32) {
                 const uint4 b0 = next0, b1 = next1;
-                if (step + 1 < steps) weights += 64, next0 = __ldg(weights), next1 = __ldg(weights + 32);
+                if (step > 1) weights += 64, next0 = __ldg(weights), next1 = __ldg(weights + 32);
 #pragma unroll
                 for (int i = 0; i < MT; ++i) {
                     u32 a[4];
-                    load_matrix(a, from + 16 * i * stride);
+                    load_matrix(a, from + 16 * i * p.operand_stride);
                     mma_s8(acc[i][0], a, b0.x, b0.y), mma_s8(acc[i][1], a, b0.z, b0.w);
                     mma_s8(acc[i][2], a, b1.x, b1.y), mma_s8(acc[i][3], a, b1.z, b1.w);
                 }
             }
-            const i32 out = 32 * group + 8 * (lane() & 3);
-            if (out < m.out) finish(m, acc, row0, out, group, slot, divisor, use);
+            const i32 row = row0 + (lane() >> 2), out = 32 * group + 8 * (lane() & 3);
+            if (out < p.matrix.out) {
+                finish(p, acc, row, out, which == kMlp1 ? divisor_hidden : divisor);
+                fuse(row, out, layer, which);
+            }
         }
     }
 
-    template <class Use>
-    ES_DEVICE void finish(const Matrix& m, i32 (&acc)[MT][4][4], i32 row0, i32 out, i32 group, int slot, const Divisor& divisor,
-                          Use use) {
+    // result = c((acc + ((sum_r (x . B_r) (sign A_r)) >> S)) div (16 isqrt(in))), rows row, row + 8, ..
+    ES_DEVICE void finish(const Product& p, i32 (&acc)[MT][4][4], i32 row0, i32 out, const Divisor& by) {
+        const i32 rank = f.shape.rank;
 #pragma unroll
         for (int i = 0; i < 2 * MT; ++i) {
-            const i32 row = row0 + 8 * i + (lane() >> 2);
+            const i32 row = row0 + 8 * i;
             i32 v[8];
+            u32 sum[8] = {};  // unsigned: modulo 2^32
+#pragma unroll 1
+            for (i32 r = 0; r < rank; ++r) {
+                const uint2 a = load_noise8(factors(row) + p.matrix.factors + r * p.matrix.out + out);
+                const u32 factor = (u32)p.dots[row * rank + r];
 #pragma unroll
-            for (int j = 0; j < 8; ++j) v[j] = acc[i / 2][j / 2][i % 2 * 2 + j % 2];
-            add_noise(m, row, out, slot, v);
-            use(row, out, ((group * (kRows / 8) + row0 / 8 + i) * 32 + lane()) * 8, divisor.divide(v));
+                for (int j = 0; j < 8; ++j) sum[j] += factor * (u32)byte_of(a, j);
+            }
+#pragma unroll
+            for (int j = 0; j < 8; ++j) v[j] = acc[i / 2][j / 2][i % 2 * 2 + j % 2] + ((i32)sum[j] >> f.noise_shift);
+            *(uint2*)(p.result + row * p.result_stride + out) = by.divide(v);
         }
     }
 
-    // v += (sum_r (x . B_r) (sign A_r)) >> S.
-    ES_DEVICE void add_noise(const Matrix& m, i32 row, i32 out, int slot, i32 (&v)[8]) const {
-        const i32 rank = f.shape.rank;
-        if (!rank) return;
-        u32 sum[8] = {};  // unsigned: modulo 2^32
-        for (i32 r = 0; r < rank; ++r) {
-            const uint2 a = load_noise8(factors(row) + m.factors + r * m.out + out);
-            const u32 factor = (u32)dots_of(slot)[row * rank + r];
-#pragma unroll
-            for (int j = 0; j < 8; ++j) sum[j] += factor * (u32)byte_of(a, j);
+    // The elementwise arithmetic behind a product, on the results that this lane has just stored.
+    ES_DEVICE void fuse(i32 row0, i32 out, i32 layer, i32 which) {
+        if (which != kUf && which != kUh && which != kMlp1) return;
+#pragma unroll 1
+        for (int row = row0; row < row0 + 16 * MT; row += 8) {
+            if (which == kUf) gate_state(row, out, 4 * layer + kBf);
+            else if (which == kUh) update_state(row, out, layer);
+            else add_residual(row, out, *(const uint2*)(u + row * plan.operand_stride + out));
         }
-#pragma unroll
-        for (int j = 0; j < 8; ++j) v[j] += (i32)sum[j] >> f.noise_shift;
     }
 
     // f = c(Wf u + Uf s + bf); p = ((f + 127) s) >> 8.
-    ES_DEVICE void gate_state(i32 row, i32 out, i32 fragment, uint2 y, i32 bias) {
-        const uint2 w = *(const uint2*)(term + fragment), b = load_noise8(vector(row, bias) + out);
+    ES_DEVICE void gate_state(i32 row, i32 out, i32 bias) {
+        uint2* at = (uint2*)(gate + row * plan.plain_stride + out);
+        const uint2 w = *(const uint2*)(term + row * plan.plain_stride + out), b = load_noise8(vector(row, bias) + out), y = *at;
         const uint2 s = *(const uint2*)(state + row * plan.operand_stride + out);
         i32 forget[8], p[8];
 #pragma unroll
@@ -270,33 +292,34 @@ struct Tile {
             forget[j] = max(-127, min(127, byte_of(w, j) + byte_of(y, j) + byte_of(b, j)));
             p[j] = ((forget[j] + 127) * byte_of(s, j)) >> 8;
         }
-        *(uint2*)(gate + fragment) = pack8(forget);
+        *at = pack8(forget);
         *(uint2*)(passed + row * plan.operand_stride + out) = pack8(p);
     }
 
     // k = c(Wh u + Uh p + bh); s += ((f + 127) (k - s)) >> 8; x = c(x + s).
-    ES_DEVICE void update_state(i32 row, i32 out, i32 fragment, uint2 y, i32 bias, i32 layer) {
-        const uint2 w = *(const uint2*)(term + fragment), b = load_noise8(vector(row, bias) + out);
-        const uint2 forget = *(const uint2*)(gate + fragment);
+    ES_DEVICE void update_state(i32 row, i32 out, i32 layer) {
+        const uint2 b = load_noise8(vector(row, 4 * layer + kBh) + out);
+        const uint2 w = *(const uint2*)(term + row * plan.plain_stride + out);
+        const uint2 y = *(const uint2*)(u + row * plan.operand_stride + out);
+        const uint2 forget = *(const uint2*)(gate + row * plan.plain_stride + out);
         const uint2 s = *(const uint2*)(state + row * plan.operand_stride + out);
-        uint2* residual = (uint2*)(x + row * plan.x_stride + out);
-        const uint2 before = *residual;
-        i32 next[8], sum[8];
+        i32 next[8];
 #pragma unroll
         for (int j = 0; j < 8; ++j) {
             const i32 candidate = max(-127, min(127, byte_of(w, j) + byte_of(y, j) + byte_of(b, j))), old = byte_of(s, j);
             next[j] = old + (((byte_of(forget, j) + 127) * (candidate - old)) >> 8);
-            sum[j] = byte_of(before, j) + next[j];
         }
-        if (exists(row)) *(uint2*)(outside_state(row, layer) + out) = pack8(next);
-        *residual = pack8(sum);
+        const uint2 packed = pack8(next);
+        if (exists(row)) *(uint2*)(outside_state(row, layer) + out) = packed;
+        add_residual(row, out, packed);
     }
 
     ES_DEVICE void add_residual(i32 row, i32 out, uint2 y) {
-        uint2* residual = (uint2*)(x + row * plan.x_stride + out);
+        uint2* residual = (uint2*)(x + row * plan.plain_stride + out);
+        const uint2 before = *residual;
         i32 sum[8];
 #pragma unroll
-        for (int j = 0; j < 8; ++j) sum[j] = byte_of(*residual, j) + byte_of(y, j);
+        for (int j = 0; j < 8; ++j) sum[j] = byte_of(before, j) + byte_of(y, j);
         *residual = pack8(sum);
     }
 
@@ -304,54 +327,38 @@ struct Tile {
 
     // ---- one byte --------------------------------------------------------------------------------------------
 
-    ES_DEVICE void recurrence(i32 layer, const Divisor& divisor) {
-        const i32 stride = plan.operand_stride;
-        const Matrix wf = matrix_of(f.shape, layer, kWf), uf = matrix_of(f.shape, layer, kUf);
-        const Matrix wh = matrix_of(f.shape, layer, kWh), uh = matrix_of(f.shape, layer, kUh);
-        load_state(layer);
-        normalise(4 * layer + kLn1);
-        dot(wf, u, stride, 0), dot(uf, state, stride, 1), dot(wh, u, stride, 2);
-        __syncthreads();
-        const auto keep = [&](i32, i32, i32 fragment, uint2 y) { *(uint2*)(term + fragment) = y; };  // read by its lane alone
-        product(wf, u, stride, 0, divisor, keep);
-        product(uf, state, stride, 1, divisor, [&](i32 row, i32 out, i32 fragment, uint2 y) {
-            gate_state(row, out, fragment, y, 4 * layer + kBf);
-        });
-        product(wh, u, stride, 2, divisor, keep);
-        __syncthreads();
-        dot(uh, passed, stride, 0);
-        __syncthreads();
-        product(uh, passed, stride, 0, divisor, [&](i32 row, i32 out, i32 fragment, uint2 y) {
-            update_state(row, out, fragment, y, 4 * layer + kBh, layer);
-        });
-        __syncthreads();
+    ES_DEVICE Product product_of(i32 layer, i32 which) const {
+        Product p = {matrix_of(f.shape, layer, which), u, term, plan.operand_stride, plan.plain_stride, dots};
+        if (which == kUf) p.operand = state, p.result = gate, p.dots += kRows * f.shape.rank;
+        if (which == kWh) p.dots += 2 * kRows * f.shape.rank;
+        if (which == kUh) p.operand = passed, p.result = u, p.result_stride = plan.operand_stride;
+        if (which == kMlp0) p.result = hidden, p.result_stride = plan.wide_stride;
+        if (which == kMlp1)
+            p.operand = hidden, p.operand_stride = plan.wide_stride, p.result = u, p.result_stride = plan.operand_stride;
+        if (which == kHead) p.result = hidden, p.result_stride = kVocabulary + 16;
+        return p;
     }
 
-    ES_DEVICE void perceptron(i32 layer, const Divisor& divisor, const Divisor& divisor_hidden) {
-        const Matrix up = matrix_of(f.shape, layer, kMlp0), down = matrix_of(f.shape, layer, kMlp1);
-        normalise(4 * layer + kLn2);
-        dot(up, u, plan.operand_stride, 0);
-        __syncthreads();
-        product(up, u, plan.operand_stride, 0, divisor, [&](i32 row, i32 out, i32, uint2 y) {
-            *(uint2*)(hidden + row * plan.wide_stride + out) = y;
-        });
-        __syncthreads();
-        dot(down, hidden, plan.wide_stride, 0);
-        __syncthreads();
-        product(down, hidden, plan.wide_stride, 0, divisor_hidden, [&](i32 row, i32 out, i32, uint2 y) { add_residual(row, out, y); });
-        __syncthreads();
+    // Row phases in front of a product. Those of Uf and Wh are done with Wf's: three products without a barrier.
+    ES_DEVICE void before(i32 layer, i32 which) {
+        if (which == kWf) load_state(layer);
+        if (which == kWf || which == kMlp0 || which == kHead) normalise(4 * layer + (which == kMlp0 ? kLn2 : kLn1));
+#pragma unroll 1
+        for (i32 next = which; next <= (which == kWf ? kWh : which); ++next) dot(product_of(layer, next));
     }
 
-    // The logits are left in `hidden`, kVocabulary + 16 bytes a row.
-    ES_DEVICE void head(const Divisor& divisor) {
-        const Matrix m = matrix_of(f.shape, f.shape.layers, kHead);
-        normalise(4 * f.shape.layers);
-        dot(m, u, plan.operand_stride, 0);
-        __syncthreads();
-        product(m, u, plan.operand_stride, 0, divisor, [&](i32 row, i32 out, i32, uint2 y) {
-            *(uint2*)(hidden + row * (kVocabulary + 16) + out) = y;
-        });
-        __syncthreads();
+    ES_DEVICE void run_byte(i32 step) {
+        embed(step);
+#pragma unroll 1
+        for (i32 at = 0; at <= 6 * f.shape.layers; ++at) {
+            const i32 layer = at / 6, which = at == 6 * f.shape.layers ? kHead : at % 6;
+            if (which != kUf && which != kWh) {
+                before(layer, which);
+                __syncthreads();
+            }
+            product(product_of(layer, which), layer, which);
+            if (which != kWf && which != kUf) __syncthreads();
+        }
     }
 
     // total += z[target] - trunc(16 log2(sum_j X[z_j] / 16)), z = logits + 128.
@@ -383,16 +390,11 @@ struct Tile {
     }
 
     ES_DEVICE void run(i32 tile) {
-        const Divisor divisor(f.root_width), divisor_hidden(f.root_hidden);
         first = tile * kRows;
         begin();
+#pragma unroll 1
         for (i32 step = 0; step < f.steps; ++step) {
-            embed(step);
-            for (i32 layer = 0; layer < f.shape.layers; ++layer) {
-                recurrence(layer, divisor);
-                perceptron(layer, divisor, divisor_hidden);
-            }
-            head(divisor);
+            run_byte(step);
             if (f.scores && step >= f.burn_in) score(step);
             if (f.logits && step + 1 == f.steps) store_logits();
             __syncthreads();  // the logits' space is the next byte's state
@@ -413,19 +415,17 @@ ES_DEVICE void forward(const Lease& lease) {
     }
 }
 
-#define ES_FORWARD(ROWS, MT, WM, WN)                                                                                    \
-    ES_KERNEL __launch_bounds__(32 * WM * WN, 1) egg_forward_##ROWS(                                                    \
-        const i8* __restrict__ embedding, const u8* __restrict__ packed, const i8* __restrict__ vectors,                \
-        const i8* __restrict__ factors, const u8* __restrict__ rows, const i32* __restrict__ row_of_pair, i8* state,    \
-        i32* scores, i8* logits, i32 width, i32 layers, i32 rank, i32 members, i32 noise_shift, i32 row_bytes,          \
-        i32 steps, i32 burn_in, i32 root_width, i32 root_hidden) {                                                      \
-        const Lease lease = {embedding, packed, vectors, factors, rows, row_of_pair, state, scores, logits,             \
-                             {width, layers, rank}, members, noise_shift, row_bytes, steps, burn_in, root_width,        \
-                             root_hidden};                                                                              \
-        forward<Tile<MT, WM, WN>>(lease);                                                                               \
-    }
+#define ES_LEASE_PARAMETERS                                                                                             \
+    const i8 *__restrict__ embedding, const u8 *__restrict__ packed, const i8 *__restrict__ vectors,                    \
+    const i8 *__restrict__ factors, const u8 *__restrict__ rows, const i32 *__restrict__ row_of_pair, i8 *state,        \
+    i32 *scores, i8 *logits, i32 width, i32 layers, i32 rank, i32 members, i32 noise_shift, i32 row_bytes, i32 steps,   \
+    i32 burn_in, i32 root_width, i32 root_hidden
+#define ES_LEASE                                                                                                        \
+    {embedding, packed, vectors, factors, rows, row_of_pair, state, scores, logits, {width, layers, rank}, members,     \
+     noise_shift, row_bytes, steps, burn_in, root_width, root_hidden}
 
-ES_FORWARD(16, 1, 1, 16)
-ES_FORWARD(32, 2, 1, 16)
-ES_FORWARD(64, 4, 1, 16)
-ES_FORWARD(128, 4, 2, 8)
+// The name's number is kRows; launch.py takes the tile that fills the device and fits its shared memory.
+ES_KERNEL __launch_bounds__(512, 1) egg_forward_16(ES_LEASE_PARAMETERS) { forward<Tile<1, 1, 16>>(ES_LEASE); }
+ES_KERNEL __launch_bounds__(512, 1) egg_forward_32(ES_LEASE_PARAMETERS) { forward<Tile<2, 1, 16>>(ES_LEASE); }
+ES_KERNEL __launch_bounds__(512, 1) egg_forward_64(ES_LEASE_PARAMETERS) { forward<Tile<4, 1, 16>>(ES_LEASE); }
+ES_KERNEL __launch_bounds__(512, 1) egg_forward_128(ES_LEASE_PARAMETERS) { forward<Tile<4, 2, 8>>(ES_LEASE); }

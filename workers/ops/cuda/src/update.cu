@@ -76,8 +76,8 @@ ES_DEVICE void stage16(const NoiseSource& s, const i8* votes, i32 rank, i32 dept
         if (votes && votes[active] < 0) {
             u32* w = &four[j].x;
 #pragma unroll
-            for (int q = 0; q < 4; ++q)  // -127 .. 127 only, so a byte never borrows from the next
-                w[q] = (~w[q] & 0x7F7F7F7Fu) + 0x01010101u ^ (~w[q] & 0x80808080u);
+            for (int q = 0; q < 4; ++q)  // -v of each byte, without carries between them
+                w[q] = ((~w[q] & 0x7F7F7F7Fu) + 0x01010101u) ^ (~w[q] & 0x80808080u);
         }
     }
 #pragma unroll

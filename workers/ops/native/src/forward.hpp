@@ -159,11 +159,13 @@ struct Tile {
         for (int lane = 0; lane < W; ++lane) {
             const int8_t* source = factors_of(group, lane);
             uint8_t* to = (uint8_t*)out + 4 * lane;
-            for (int k = 0; k < count; ++k, to += 4 * W) {
-                if (source) memcpy(to, source + offset + 4 * size_t(k), 4);
-                else memset(to, 0, 4);
-            }
+            if (source) scatter(source + offset, count, to);
+            else for (int k = 0; k < count; ++k) memset(to + 4 * W * k, 0, 4);
         }
+    }
+
+    static ES_INLINE void scatter(const int8_t* __restrict from, int count, uint8_t* __restrict to) {
+        for (int k = 0; k < count; ++k) memcpy(to + 4 * W * k, from + 4 * k, 4);
     }
 
     void pack_bytes(int group, size_t offset, int count, int8_t* out) const {
@@ -200,29 +202,28 @@ struct Tile {
     void perturb_vectors() {
         const int count = num_vectors(f.shape);
         for (int half = 0; half < halves; ++half)
-            for (int lane = 0; lane < W; ++lane) {
-                const int16_t* products = nullptr;
-                if (RANK && exists(half, lane)) products = f.products + member(half, lane) / 2 * f.product_stride;
-                for (int v = 0; v < count; ++v) {
+            for (int v = 0; v < count; ++v)
+                for (int lane = 0; lane < W; ++lane) {
+                    const int16_t* products = nullptr;
+                    if (RANK && exists(half, lane)) products = f.products + member(half, lane) / 2 * f.product_stride;
                     perturb(v, products, half & 1);
-                    uint8_t* to = (uint8_t*)(vectors + (half * count + v) * quads) + 4 * lane;
-                    for (int k = 0; k < quads; ++k) memcpy(to + 4 * W * k, perturbed + 4 * k, 4);
+                    scatter(perturbed, quads, (uint8_t*)(vectors + (half * count + v) * quads) + 4 * lane);
                 }
-            }
     }
 
     void perturb(int vector, const int16_t* products, bool negative) {
         const int width = f.shape.width, shift = noise_shift;
         const int8_t* values = model.vectors + vector * width;
+        int8_t* __restrict to = perturbed;  // bytes alias everything, which would keep the loops from vectorising
         if (!products) {
-            for (int j = 0; j < width; ++j) perturbed[j] = values[j] < -127 ? int8_t{-127} : values[j];
+            for (int j = 0; j < width; ++j) to[j] = values[j] < -127 ? int8_t{-127} : values[j];
             return;
         }
         products += vector * width;
         const int sign = negative ? -1 : 1;
         for (int j = 0; j < width; ++j) {
             const int value = values[j] + ((sign * products[j]) >> shift);
-            perturbed[j] = int8_t(value > 127 ? 127 : value < -127 ? -127 : value);
+            to[j] = int8_t(value > 127 ? 127 : value < -127 ? -127 : value);
         }
     }
 

@@ -1,0 +1,42 @@
+"""Canonical parameters in memory that processes of one node share, so that a node makes each update once.
+
+Two slots: generation g lies in slot g mod 2. The writer is never more than one generation ahead of a reader that has an
+open lease; whatever a reader finds is checked by its digest before it counts.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from pathlib import Path
+
+import numpy as np
+
+from es_service.types import Int8Array
+
+__all__ = ["SharedParameters", "read_shared"]
+
+_MEMORY = Path("/dev/shm")
+
+
+class SharedParameters:
+    """The writing end. `path` is a file of 2 P bytes, in memory where the system has a place for that."""
+
+    def __init__(self, run_directory: Path, size: int) -> None:
+        tag = hashlib.sha256(str(run_directory.absolute()).encode()).hexdigest()[:16]
+        home = _MEMORY if _MEMORY.is_dir() else run_directory
+        self.path = home / f"es-service-{tag}.parameters"
+        self._slots_2P: Int8Array = np.memmap(self.path, np.int8, "w+", shape=(2, size))
+
+    def publish(self, generation: int, parameters_P: Int8Array) -> None:
+        """Make a generation readable."""
+        self._slots_2P[generation % 2] = parameters_P
+
+    def close(self) -> None:
+        """Remove the file; who has it open may go on reading."""
+        self.path.unlink(missing_ok=True)
+
+
+def read_shared(path: Path, generation: int, size: int) -> Int8Array:
+    """A copy (P,) int8 of what lies in the slot of a generation; raises `OSError` if the file is not there."""
+    slots_2P = np.memmap(path, np.int8, "r", shape=(2, size))
+    return np.array(slots_2P[generation % 2], np.int8)

@@ -1,0 +1,44 @@
+"""The cut of a generation into leases."""
+
+from __future__ import annotations
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from es_service.plan import Plan
+
+
+@given(st.integers(1, 100_000), st.integers(0, 400))
+def test_leases_cover_every_unit_once_in_order(units, fives):
+    plan = Plan.of(units, 5 * fives)
+    at = 0
+    for index in range(len(plan)):
+        first, count = plan.range(index)
+        assert first == at
+        assert count > 0
+        at += count
+        if index < len(plan) - 1:
+            assert count % 5 == 0, "payloads join without repacking"
+    assert at == units
+
+
+@pytest.mark.parametrize(
+    ("units", "lease_units", "leases"),
+    [(320, 0, 4), (2048, 0, 4), (131_072, 0, 16), (1, 0, 1), (81, 0, 2), (81, 80, 2), (23, 5, 5), (20, 1000, 1)],
+)
+def test_number_of_leases(units, lease_units, leases):
+    assert len(Plan.of(units, lease_units)) == leases
+
+
+def test_default_leases_are_whole_tiles_of_at_most_8192():
+    for units in (7, 1000, 2048, 33_333, 1 << 19):
+        plan = Plan.of(units)
+        assert plan.lease_units % 80 == 0 or len(plan) == 1
+        assert plan.lease_units <= 8_240
+
+
+@pytest.mark.parametrize("index", [-1, 4, 1000])
+def test_a_lease_outside_the_plan_is_an_error(index):
+    with pytest.raises(IndexError, match=f"lease {index} of 4"):
+        Plan.of(20, 5).range(index)

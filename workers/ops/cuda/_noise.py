@@ -1,0 +1,54 @@
+"""Noise that stays counters: nothing is made until a kernel, or a host reader, asks for it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from types import SimpleNamespace
+from typing import Any, cast
+
+import numpy as np
+import numpy.typing as npt
+
+from es_service.types import Int8Array, Int16Array, Noise
+from workers.ops.cuda._launch import CounterRange
+
+__all__ = ["LazyArray", "counters_of", "lazy_noise"]
+
+
+class LazyArray:
+    """Looks like a NumPy array to the checks of `AbstractOps`; becomes one when its values are read on the host."""
+
+    flags = SimpleNamespace(c_contiguous=True)
+
+    def __init__(
+        self, counters: CounterRange, shape: tuple[int, int], dtype: npt.DTypeLike, make: Callable[[], npt.NDArray[Any]]
+    ) -> None:
+        self.counters = counters
+        self.shape = shape
+        self.dtype = np.dtype(dtype)
+        self._make = make
+
+    def __len__(self) -> int:
+        return self.shape[0]
+
+    def __array__(self, dtype: npt.DTypeLike = None, copy: bool | None = None) -> npt.NDArray[Any]:
+        values = self._make()
+        return values if dtype is None else values.astype(dtype, copy=False)
+
+    def __getitem__(self, key: Any) -> Any:
+        return self._make()[key]
+
+
+def lazy_noise(counters: CounterRange, make: Callable[[CounterRange], Noise]) -> Noise:
+    """A `Noise` whose arrays are `make(counters)`'s, on demand."""
+    factors, products = counters.layout.noise_sizes(counters.rank)
+    factors_QF = LazyArray(counters, (counters.units, factors), np.int8, lambda: make(counters).factors_QF)
+    products_QV = LazyArray(counters, (counters.units, products), np.int16, lambda: make(counters).products_QV)
+    return Noise(counters.rank, cast("Int8Array", factors_QF), cast("Int16Array", products_QV))
+
+
+def counters_of(noise: Noise) -> CounterRange | None:
+    """The counters behind a lazy noise; None for recorded arrays."""
+    lazy: Any = noise.factors_QF
+    same = isinstance(lazy, LazyArray) and isinstance(cast("Any", noise.products_QV), LazyArray)
+    return lazy.counters if same else None
