@@ -32,7 +32,7 @@ def build_parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--version", action="version", version=f"es-service {__version__}")
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
-    for add in (_training, _watching, _models, _machine):
+    for add in (_training, _watching, _models, _sampling, _machine):
         add(commands)
     return parser
 
@@ -141,8 +141,10 @@ def _watching(commands: Commands[argparse.ArgumentParser]) -> None:
     plot.add_argument("--out", type=Path, metavar="FILE.png", help="where to (default: loss.png in the run)")
 
 
+_RUN_OR_FILE = "name of a run, or a .safetensors file made by export"
+
+
 def _models(commands: Commands[argparse.ArgumentParser]) -> None:
-    what = "name of a run, or a .safetensors file made by export"
     export = _command(
         commands,
         "export",
@@ -154,24 +156,10 @@ def _models(commands: Commands[argparse.ArgumentParser]) -> None:
     export.add_argument("--generation", type=int, metavar="G", help="generation (default: the last)")
     _with_backend(export)
 
-    sample = _command(
-        commands,
-        "sample",
-        "generate text",
-        "sample egg-laptop-1 --prompt 'def ' --bytes 200\n"
-        "sample model.safetensors --prompt 'import ' --bytes 80 --temperature 0.7 --seed 3",
-    )
-    _with_run(sample, what)
-    sample.add_argument("--prompt", default="", help="text to continue (default: the start of a document)")
-    sample.add_argument("--bytes", type=int, default=200, metavar="N", help="bytes to generate (default: 200)")
-    sample.add_argument("--temperature", type=float, default=1.0, help="0 takes the likeliest byte (default: 1.0)")
-    sample.add_argument("--seed", type=int, default=1, help="seed of the sampling (default: 1)")
-    _with_backend(sample)
-
     evaluate = _command(
         commands, "eval", "held-out bits/byte of a model", "eval egg-laptop-1\neval model.safetensors --data notes.txt"
     )
-    _with_run(evaluate, what)
+    _with_run(evaluate, _RUN_OR_FILE)
     evaluate.add_argument(
         "--data",
         action="extend",
@@ -184,6 +172,22 @@ def _models(commands: Commands[argparse.ArgumentParser]) -> None:
     evaluate.add_argument("--generation", type=int, metavar="G", help="generation of the run (default: the last)")
     evaluate.add_argument("--json", action="store_true", help="print JSON")
     _with_backend(evaluate)
+
+
+def _sampling(commands: Commands[argparse.ArgumentParser]) -> None:
+    sample = _command(
+        commands,
+        "sample",
+        "generate text",
+        "sample egg-laptop-1 --prompt 'def ' --bytes 200\n"
+        "sample model.safetensors --prompt 'import ' --bytes 80 --temperature 0.7 --seed 3",
+    )
+    _with_run(sample, _RUN_OR_FILE)
+    sample.add_argument("--prompt", default="", help="text to continue (default: the start of a document)")
+    sample.add_argument("--bytes", type=int, default=200, metavar="N", help="bytes to generate (default: 200)")
+    sample.add_argument("--temperature", type=float, default=1.0, help="0 takes the likeliest byte (default: 1.0)")
+    sample.add_argument("--seed", type=int, default=1, help="seed of the sampling (default: 1)")
+    _with_backend(sample)
 
 
 def _machine(commands: Commands[argparse.ArgumentParser]) -> None:

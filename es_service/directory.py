@@ -127,5 +127,6 @@ def _lines(path: Path) -> Iterator[dict[str, Any]]:
         return
     with path.open(encoding="utf-8") as file:
         for line in file:
-            with suppress(json.JSONDecodeError):  # a crash may leave half a line
-                yield json.loads(line)
+            start = max(line.rfind('{"kind": '), 0)  # a crash may leave half a line, without its end, before the next
+            with suppress(json.JSONDecodeError):
+                yield json.loads(line[start:])

@@ -15,7 +15,7 @@ __all__ = [
 # Events: what happened, as the shell saw it.
 @dataclass(frozen=True, slots=True)
 class Joined:
-    """A worker is there; its replica is unknown. One that `shares` reads the canonical parameters of each generation."""
+    """A worker is there; its replica is unknown. One that `shares` reads the canonical parameters itself."""
 
     worker: str
     shares: bool = False

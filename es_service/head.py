@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Callable
 from pathlib import Path
 
@@ -46,11 +47,13 @@ class HeadActor:
         self._make_pool = make_pool
         self._coordinator: Coordinator | None = None
         self._corpus: Corpus | None = None
+        self._abandoned = threading.Timer(self._config.deployment.heartbeat_timeout_seconds, self._die)
 
     def open(self, resume: bool, threads: int) -> str:
         """Lock the journal and start the workers; raises what is wrong. One line about the head's kernels."""
         ops, why = self._resolve(self._config.deployment.aggregator_backend, threads)
         self._coordinator = open_session(self._config, self._directory, resume, ops, self._pool)
+        self._abandoned.start()
         return why
 
     def corpus_piece(self, held_out: bool, offset: int) -> bytes:
@@ -59,11 +62,12 @@ class HeadActor:
 
     def run(self) -> Finish:
         """Train. Nobody waits for the answer of a detached run or after the driver's death: the actor then ends."""
+        self._abandoned.cancel()
         try:
             return self._opened().run()
         finally:
             if self._config.deployment.detach or self._opened().driver_is_silent():
-                ray.kill(ray.get_runtime_context().current_actor, no_restart=True)
+                self._die()
 
     def heartbeat(self) -> Status:
         """The driver is alive; what it may show."""
@@ -76,6 +80,10 @@ class HeadActor:
     def stop(self, reason: str) -> None:
         """Ask for an end at the last commit."""
         self._opened().stop(reason)
+
+    def _die(self) -> None:
+        """End this actor: nobody is left who would; also when the driver died before it called `run`."""
+        ray.kill(ray.get_runtime_context().current_actor, no_restart=True)
 
     def _pool(self, config: RunConfig, corpus: Corpus) -> Pool:
         self._corpus = corpus  # before the workers exist that may ask for it

@@ -19,7 +19,7 @@ from es_service.pools import Pool
 from es_service.session import open_session
 from es_service.wiring import kernels
 
-__all__ = ["attach", "launch", "node_cores"]
+__all__ = ["launch", "node_cores", "stop"]
 
 _OBJECT_STORE_BYTES = 128 << 20
 """Messages are small, so a local Ray needs little; its default is 30 % of the memory."""
@@ -38,6 +38,8 @@ def launch(
     local = config.deployment.pool == "local"
     if local and address:
         raise ConfigError("deployment.pool: 'local' runs inside this process; leave out --address")
+    if not address:  # elsewhere the nodes know what they can run, and the head's what it can write
+        _check_here(config, directory, resume)
     with nullcontext() if local else _ray(address):
         handle: Handle
         if local:
@@ -50,17 +52,26 @@ def launch(
             handle.close()
 
 
-def attach(run: str, address: str) -> Any:
-    """The head actor of a run on an existing cluster; raises `RunError` if it is not there."""
-    _connect(address)
-    import ray
+def _check_here(config: RunConfig, directory: RunDirectory, resume: bool) -> None:
+    """What can be known on this machine before any actor starts."""
+    for backend in {config.deployment.aggregator_backend, config.deployment.worker.backend}:
+        kernels(backend, 1)
+    if not resume:
+        directory.create(config)
 
-    from es_service.head import NAMESPACE, actor_name
 
-    try:
-        return ray.get_actor(actor_name(run), namespace=NAMESPACE)
-    except ValueError as error:
-        raise RunError(f"no run {run!r} is under way on {address}; resume it with `es-service resume`") from error
+def stop(run: str, address: str) -> None:
+    """Ask the head of a run on an existing cluster to end at its last commit; `RunError` if it is not there."""
+    with _ray(address):
+        import ray
+
+        from es_service.head import NAMESPACE, actor_name
+
+        try:
+            head = ray.get_actor(actor_name(run), namespace=NAMESPACE)
+        except ValueError as error:
+            raise RunError(f"no run {run!r} is under way on {address}; `es-service resume` goes on with it") from error
+        _get(head.stop.remote("stop requested"))
 
 
 # Without Ray.
@@ -142,7 +153,7 @@ def _launch_actor(config: RunConfig, directory: RunDirectory, resume: bool, alon
         max_restarts=0,
         max_concurrency=8,
         scheduling_strategy=NodeAffinitySchedulingStrategy(head_node, soft=False),
-    ).remote(config.model_dump_json(), str(directory.path.parent), directory.name, kernels, make_ray_pool)
+    ).remote(config.model_dump_json(), str(directory.path.absolute().parent), directory.name, kernels, make_ray_pool)
     try:
         about = _get(head.open.remote(resume, node_cores()))
     except BaseException:

@@ -7,6 +7,7 @@ open lease; whatever a reader finds is checked by its digest before it counts.
 from __future__ import annotations
 
 import hashlib
+import os
 from pathlib import Path
 
 import numpy as np
@@ -23,9 +24,11 @@ class SharedParameters:
 
     def __init__(self, run_directory: Path, size: int) -> None:
         tag = hashlib.sha256(str(run_directory.absolute()).encode()).hexdigest()[:16]
-        home = _MEMORY if _MEMORY.is_dir() else run_directory
-        self.path = home / f"es-service-{tag}.parameters"
-        self._slots_2P: Int8Array = np.memmap(self.path, np.int8, "w+", shape=(2, size))
+        try:
+            self.path = _allocate(_MEMORY / f"es-service-{tag}.parameters", 2 * size)
+        except OSError:  # no such place, or it is full
+            self.path = _allocate(run_directory / "shared.parameters", 2 * size)
+        self._slots_2P: Int8Array = np.memmap(self.path, np.int8, "r+", shape=(2, size))
 
     def publish(self, generation: int, parameters_P: Int8Array) -> None:
         """Make a generation readable."""
@@ -34,6 +37,17 @@ class SharedParameters:
     def close(self) -> None:
         """Remove the file; who has it open may go on reading."""
         self.path.unlink(missing_ok=True)
+
+
+def _allocate(path: Path, size: int) -> Path:
+    """A file whose blocks exist, so that no later write can fail for want of room."""
+    try:
+        with path.open("wb") as file:
+            os.posix_fallocate(file.fileno(), 0, size)
+    except OSError:
+        path.unlink(missing_ok=True)
+        raise
+    return path
 
 
 def read_shared(path: Path, generation: int, size: int) -> Int8Array:

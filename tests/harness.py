@@ -51,10 +51,12 @@ class Run:
 MakePool = Callable[[RunConfig, Corpus], Pool]
 
 
-def local(workers: int = 1, choose: Callable[[Sequence[str]], str] | None = None, ops=ReferenceOps) -> MakePool:
+def local(
+    workers: int = 1, choose: Callable[[Sequence[str]], str] | None = None, ops=ReferenceOps, shares: bool = False
+) -> MakePool:
     def make(config: RunConfig, corpus: Corpus) -> Pool:
         evaluators = {f"w{n}": Evaluator(config, corpus.train, ops()) for n in range(workers)}
-        return LocalPool(evaluators, choose) if choose else LocalPool(evaluators)
+        return LocalPool(evaluators, choose or (lambda names: names[0]), shares)
 
     return make
 
@@ -72,6 +74,17 @@ def train(
     coordinator = open_session(config, directory, resume, ops(), make_pool or local())
     prepare(coordinator)
     return Run(coordinator.config, directory, coordinator.run())
+
+
+_expected: dict[tuple[str, int], bytes] = {}
+
+
+def expected(config: RunConfig) -> bytes:
+    """The journal of this spec and goal, from one undisturbed worker."""
+    key = config.spec_hash, config.deployment.generations
+    if key not in _expected:
+        _expected[key] = train(config).journal
+    return _expected[key]
 
 
 def deployed(config: RunConfig, **changes) -> RunConfig:
@@ -128,7 +141,7 @@ class Chaos:
         if len(self.workers) < 4:
             name = f"w{next(self._numbers)}"
             self.workers[name], self.queues[name] = self.make(), deque()
-            self.events.append(Ready(name, "chaos"))
+            self.events.append(Ready(name, "chaos", self.rng.random() < 0.4))
 
     def leave(self) -> None:
         """With all that it was sent; what it has answered may still arrive before the news of its end."""

@@ -59,8 +59,15 @@ class Evaluator:
         self._adopt(parameters_P, message)
 
     def read(self, message: Share) -> None:
-        """Replace the replica by what lies in the memory that the head shares."""
-        self._adopt(read_shared(Path(message.path), message.generation, self.layout.size), message)
+        """Replace the replica by what lies in the memory that the head shares.
+
+        If the head has gone on meanwhile, that is another generation or half of one: then there is no replica, and the
+        next order is answered with `Behind`.
+        """
+        try:
+            self._adopt(read_shared(Path(message.path), message.generation, self.layout.size), message)
+        except (DivergenceError, OSError):
+            self.generation = -1
 
     def _adopt(self, parameters_P: Int8Array, message: Restore | Share) -> None:
         digest = self.ops.digest(self.layout, parameters_P)

@@ -15,4 +15,5 @@ def run(arguments: Namespace) -> int:
     directory = RunDirectory(arguments.runs_dir or Path("runs"), arguments.name)
     stored = directory.read_config().with_deployment(detach=False)
     config = with_flags(resolve(stored.model_dump(mode="json"), arguments.overrides), arguments)
+    config = config.with_deployment(runs_dir=directory.path.absolute().parent)
     return carry_out(config, directory, resume=True, address=arguments.address)

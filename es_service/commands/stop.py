@@ -8,6 +8,7 @@ from pathlib import Path
 
 from es_service.directory import RunDirectory
 from es_service.errors import RunError
+from es_service.launch import stop
 
 _WAIT_SECONDS = 120.0
 
@@ -15,7 +16,9 @@ _WAIT_SECONDS = 120.0
 def run(arguments: Namespace) -> int:
     """Through the head actor with --address; else through a file that the head looks for."""
     if arguments.address:
-        return _stop_actor(arguments.name, arguments.address)
+        stop(arguments.name, arguments.address)
+        print(f"{arguments.name} stops at its last commit; go on with: es-service resume {arguments.name}")
+        return 0
     directory = RunDirectory(arguments.runs_dir or Path("runs"), arguments.name)
     directory.read_config()
     if directory.holder() is None:
@@ -27,14 +30,4 @@ def run(arguments: Namespace) -> int:
             raise RunError(f"{directory.path}: the head has not stopped in {_WAIT_SECONDS:g} s; look at events.jsonl")
         time.sleep(0.1)
     print(f"{arguments.name} has stopped; go on with: es-service resume {arguments.name}")
-    return 0
-
-
-def _stop_actor(name: str, address: str) -> int:
-    import ray
-
-    from es_service.launch import attach
-
-    ray.get(attach(name, address).stop.remote("stop requested"))
-    print(f"{name} stops at its last commit; go on with: es-service resume {name} --address {address}")
     return 0

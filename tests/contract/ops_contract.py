@@ -48,7 +48,9 @@ class Case:
 @st.composite
 def cases(draw, widths=(16, 32, 48, 80, 112, 272)) -> Case:
     shape = EggShape(draw(st.sampled_from(widths)), draw(st.integers(1, 2)), draw(st.sampled_from([0, 2, 4, 9])))
-    rank, pairs = draw(st.integers(1, 3)), draw(st.sampled_from([1, 2, 3, 7, 8, 17, 33]))
+    rank = draw(st.integers(1, 3))
+    largest = 33 if shape.width <= 48 else 17 if shape.width <= 112 else 2
+    pairs = draw(st.sampled_from([n for n in (1, 2, 3, 7, 8, 17, 33) if n <= largest]))
     layout, rng = egg.layout(shape.width, shape.layers), np.random.default_rng(draw(U32))
     if draw(st.booleans()):
         address = NoiseAddress(draw(U64), draw(U32))
@@ -103,6 +105,8 @@ class OpsContract:
     def equal(self, expected, compute) -> None:
         """`compute(ops)` gives the arrays or numbers of `expected`, from every variant."""
         for name, ops in self.variants.items():
+            if ops is REFERENCE:
+                continue
             for number, (wanted, got) in enumerate(zip(expected, compute(ops), strict=True)):
                 assert np.array_equal(wanted, got), f"{name}, output {number}"
                 assert np.asarray(wanted).dtype == np.asarray(got).dtype, f"{name}, output {number}"
@@ -314,9 +318,11 @@ class OpsContract:
     def test_arrays_that_are_refused(self):
         for ops in self.variants.values():
             for number, call in enumerate(bad_calls(ops)):
-                with pytest.raises(BackendError):
+                try:
                     call()
-                    pytest.fail(f"call {number} was taken by {ops.name}")
+                except BackendError:
+                    continue
+                pytest.fail(f"call {number} was taken by {ops.name}")
 
 
 def bad_calls(ops):

@@ -1,5 +1,6 @@
 """Every instruction set that this CPU has against the reference backend: all kernels, bit for bit."""
 
+from itertools import pairwise
 from typing import NamedTuple
 
 import numpy as np
@@ -178,7 +179,7 @@ def test_threads_and_leases_do_not_change_a_bit(isa, members):
         ops = NativeOps(threads, isa)
         model = ops.prepare(shape, parameters)
         parts = []
-        for first, end in zip(cuts, cuts[1:], strict=False):
+        for first, end in pairwise(cuts):
             if members:
                 noise = ops.noise(layout, 2, NoiseAddress(9, 1), first, end - first)
                 parts.append(ops.member_scores(model, noise, rows, np.arange(first, end, dtype=np.int32), 2))

@@ -43,7 +43,7 @@ def test_a_backend_overrides_kernels_only(backend):
 
 
 def test_a_backend_that_does_not_exist_is_an_error_that_names_the_others():
-    with pytest.raises(BackendError, match="backend 'abacus' is not part of this version; there are .*reference"):
+    with pytest.raises(BackendError, match=r"backend 'abacus' is not part of this version; there are .*reference"):
         workers.ops.resolve("abacus")
     assert workers.ops.why_not("abacus")
 

@@ -6,9 +6,10 @@ import sys
 from pathlib import Path
 
 import numpy as np
+import numpy.typing as npt
 
 from es_service.models import egg
-from es_service.types import EggShape, NoiseAddress
+from es_service.types import EggShape, Layout, NoiseAddress
 from workers.ops.reference import ReferenceOps
 
 # width, layers, sigma_shift, rank, units, row bytes, burn-in
@@ -21,6 +22,15 @@ CASES = (
 )
 
 
+def tensor_table(layout: Layout, rank: int) -> npt.NDArray[np.int64]:
+    """(tensors, 6): out (0 for a vector), in, offset, first, second, index."""
+    rows = []
+    for slot in layout.noise_slots(rank):
+        out_size, in_size = slot.tensor.shape if slot.tensor.kind == "matrix" else (0, slot.tensor.size)
+        rows.append((out_size, in_size, slot.tensor.offset, slot.first, slot.second, slot.tensor.index))
+    return np.array(rows, np.int64)
+
+
 def case(width: int, layers: int, sigma_shift: int, rank: int, units: int, row_bytes: int, burn_in: int) -> list[bytes]:
     """One case as little-endian pieces."""
     rng = np.random.default_rng(width)
@@ -28,7 +38,9 @@ def case(width: int, layers: int, sigma_shift: int, rank: int, units: int, row_b
     seed, epoch, first_unit, threshold = 0x0123456789ABCDEF + width, 5, 2**31, 40_000
     sign_noise = units % 2 == 0
     factors, products = layout.noise_sizes(rank)
-    parameters = np.clip(egg.initial_parameters(layout, seed) + rng.integers(-9, 10, layout.size), -127, 127).astype(np.int8)
+    parameters = np.clip(egg.initial_parameters(layout, seed) + rng.integers(-9, 10, layout.size), -127, 127).astype(
+        np.int8
+    )
     noise = ops.noise(layout, rank, NoiseAddress(seed, epoch), first_unit, units)
     rows = rng.integers(0, 256, (num_rows, row_bytes), np.uint8)
     rows[0, 1] = 0
@@ -48,14 +60,10 @@ def case(width: int, layers: int, sigma_shift: int, rank: int, units: int, row_b
 
     sizes = [width, layers, sigma_shift, rank, units, num_rows, row_bytes, burn_in, seed, epoch, first_unit, sign_noise]
     sizes += [threshold, len(layout.tensors), layout.size, factors, products, moved]
-    table = [
-        (*(slot.tensor.shape if slot.tensor.kind == "matrix" else (0, slot.tensor.size)),)
-        + (slot.tensor.offset, slot.first, slot.second, slot.tensor.index)
-        for slot in layout.noise_slots(rank)
-    ]
     digest = np.uint64(ops.digest(layout, parameters))
-    arrays = [np.array(sizes, np.int64), np.array(table, np.int64), digest, parameters, noise.factors_QF, noise.products_QV]
-    arrays += [rows, row_of_pair, state_in, state_out, scores, eval_state, eval_scores, logits, votes, sums, updated]
+    arrays = [np.array(sizes, np.int64), tensor_table(layout, rank), digest, parameters]
+    arrays += [noise.factors_QF, noise.products_QV, rows, row_of_pair, state_in, state_out, scores]
+    arrays += [eval_state, eval_scores, logits, votes, sums, updated]
     return [array.tobytes() for array in arrays]
 
 

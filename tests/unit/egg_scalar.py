@@ -8,8 +8,6 @@ from __future__ import annotations
 from math import isqrt, log2
 
 
-
-
 def c(v: int) -> int:
     return min(127, max(-127, v))
 

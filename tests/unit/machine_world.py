@@ -12,7 +12,20 @@ from collections import Counter, deque
 from dataclasses import dataclass, field
 
 from es_service.events import (
-    Aggregated, Assign, Close, Committed, Fell, Finish, Joined, Left, Notice, Pause, Returned, SendRestore, Stop, Tick,
+    Aggregated,
+    Assign,
+    Close,
+    Committed,
+    Fell,
+    Finish,
+    Joined,
+    Left,
+    Notice,
+    Pause,
+    Returned,
+    SendRestore,
+    Stop,
+    Tick,
 )  # fmt: skip
 from es_service.generation import Machine, Policy
 from es_service.messages import Lease, LeaseResult
@@ -34,6 +47,7 @@ def canonical(generation: int) -> int:
 class Worker:
     name: str
     character: str
+    shares: bool
     number: int
     queue: deque[Lease | None] = field(default_factory=deque)
     """Messages not handled yet; None is a restore."""
@@ -64,10 +78,10 @@ class World:
 
     # What can happen.
 
-    def join(self, name: str, character: str) -> None:
-        self.workers[name] = Worker(name, character, next(self._numbers))
+    def join(self, name: str, character: str, shares: bool = False) -> None:
+        self.workers[name] = Worker(name, character, shares, next(self._numbers))
         self.held[name] = set()
-        self.feed(Joined(name))
+        self.feed(Joined(name, shares))
 
     def corrupt(self, name: str) -> None:
         """A bit flips in the replica of a good worker."""
@@ -215,6 +229,7 @@ class World:
         assert self.closing is None
         assert lease.generation == self.generation
         assert self.generation - self.aggregated <= self.policy.max_lag, "a lease too far ahead of the aggregator"
+        assert not self.workers[name].shares or self.aggregated == self.generation, "nothing to share yet"
         index = lease.first_unit // LEASE_UNITS
         assert self.plan.range(index) == (lease.first_unit, lease.num_units)
         assert index not in self.first, "a lease that has its result"
@@ -228,7 +243,7 @@ class World:
     def _check_close(self, generation: int, results: tuple[LeaseResult, ...]) -> None:
         assert self.closing is None
         assert generation == self.generation
-        expected = [(first, self.plan.range(first // LEASE_UNITS)[1]) for first in range(0, self.plan.units, LEASE_UNITS)]
+        expected = [self.plan.range(index) for index in range(len(self.plan))]
         assert [(r.lease.first_unit, r.lease.num_units) for r in results] == expected, "units once each, in order"
         assert {r.lease.generation for r in results} == {generation}
         assert len({r.digest for r in results}) == 1
@@ -261,7 +276,7 @@ class World:
     def drain(self) -> None:
         """With one good worker and patience, the run comes to its end, whatever the others do."""
         if "good" not in {worker.character for worker in self.workers.values()}:
-            self.join("rescue", "good")
+            self.join("rescue", "good", shares=self.generation % 2 == 0)
         for _ in range(20 * (len(self.plan) + 2) * (self.policy.goal + 1)):
             if self.finish or self.paused:
                 break
@@ -296,7 +311,7 @@ def random_step(world: World, rng: random.Random, characters: tuple[str, ...]) -
     )[0]
     match action:
         case "join" if len(names) < 6:
-            world.join(f"w{rng.randrange(8)}", rng.choice(characters))
+            world.join(f"w{rng.randrange(8)}", rng.choice(characters), rng.random() < 0.3)
         case "leave" if names:
             world.leave(rng.choice([*names, "stranger"]))
         case "work" if names:

@@ -6,12 +6,12 @@ import json
 from collections import Counter
 
 import pytest
-from harness import deployed, local, train
+from harness import deployed, expected, local, train
 
 from es_service import coordinator as module
 from es_service.directory import RunDirectory
 from es_service.errors import JournalError
-from es_service.messages import LeaseResult, Order, Restore, decode, encode
+from es_service.messages import LeaseResult, Order, Restore, Share, decode, encode
 from es_service.pools import Gone, Ready, Reply
 from es_service.problem import layout_of
 from es_service.session import open_session
@@ -89,7 +89,8 @@ def test_metrics_of_a_run(tiny_config):
 
 def test_status_follows_the_run(tiny_config):
     config = tiny_config()
-    coordinator = open_session(config, RunDirectory(config.deployment.runs_dir, "status"), False, ReferenceOps(), local(2))
+    directory = RunDirectory(config.deployment.runs_dir, "status")
+    coordinator = open_session(config, directory, False, ReferenceOps(), local(2))
     assert (coordinator.heartbeat().state, coordinator.status.generation) == ("running", 0)
     coordinator.run()
     status = coordinator.heartbeat()
@@ -122,7 +123,7 @@ def test_a_replica_too_far_back_is_restored_and_not_sent_a_long_replay(tiny_conf
         pool.poll = gated
 
     run = train(config, make, prepare=idle)
-    assert run.journal == train(deployed(config, lease_pairs=10)).journal
+    assert run.journal == expected(config)
     most = max(len(message.commits) for _, message, _ in pools[0].sent if isinstance(message, Order))
     assert most <= 2
 
@@ -138,7 +139,8 @@ def test_a_joiner_in_the_middle_gets_parameters_and_few_commits(tiny_config):
             events = poll(timeout)
             if coordinator.machine.generation == 3 and not joined:
                 joined.append(True)
-                pool._evaluators["late"] = Evaluator(coordinator.config, pool._evaluators["w0"].task.segments.train, ReferenceOps())
+                text = pool._evaluators["w0"].task.segments.train
+                pool._evaluators["late"] = Evaluator(coordinator.config, text, ReferenceOps())
                 pool._queues["late"] = type(pool._queues["w0"])()
                 events.append(Ready("late", "test"))
             return events
@@ -146,7 +148,7 @@ def test_a_joiner_in_the_middle_gets_parameters_and_few_commits(tiny_config):
         pool.poll = joining
 
     run = train(deployed(tiny_config(), max_lag=1), make, prepare=join_late)
-    assert run.journal == train(tiny_config()).journal
+    assert run.journal == expected(tiny_config())
     restore, first, *_ = [message for worker, message, _ in pools[0].sent if worker == "late"]
     assert restore.generation >= 2
     assert len(restore.parameters) == layout_of(run.config).size
@@ -198,9 +200,48 @@ def changed(message, **changes):
 def test_a_malformed_reply_costs_an_evaluation_and_nothing_else(tiny_config, spoil):
     config = tiny_config(deployment__generations=2)
     run = train(config, spoiled(spoil))
-    assert run.journal == train(config).journal
+    assert run.journal == expected(config)
     assert run.events["malformed"] == 1
     assert run.events["failed"] == 0
+
+
+def test_a_worker_that_reads_too_late_is_behind_and_tries_again(tiny_config):
+    """The slot of its generation may have been written again before it looked."""
+
+    def late(coordinator):
+        evaluator = coordinator.pool._evaluators["w0"]
+        read, count = evaluator.read, []
+
+        def reading(message):
+            count.append(message.generation)
+            if len(count) == 2:
+                coordinator.aggregator.shared._slots_2P[:] ^= 1
+                read(message)
+                coordinator.aggregator.shared._slots_2P[:] ^= 1
+            else:
+                read(message)
+
+        evaluator.read = reading
+
+    run = train(tiny_config(), local(1, shares=True), prepare=late)
+    assert run.journal == expected(tiny_config())
+    assert run.events["fell"] >= 1
+    assert run.events["worker_gone"] == 0
+
+
+def test_workers_that_share_are_sent_no_parameters_and_no_commits(tiny_config):
+    sent = []
+
+    def make(config, corpus):
+        pool = LocalPool({"w": Evaluator(config, corpus.train, ReferenceOps())}, shares=True)
+        send = pool.send
+        pool.send = lambda worker, data: (sent.append(decode(data)), send(worker, data))[1]
+        return pool
+
+    train(tiny_config(), make)
+    assert {type(message) for message in sent} == {Share, Order}
+    assert not any(message.commits for message in sent if isinstance(message, Order))
+    assert [message.generation for message in sent if isinstance(message, Share)] == [0, 1, 2, 3, 4]
 
 
 def test_a_worker_that_is_gone_is_told_and_replaced(tiny_config):
@@ -210,7 +251,7 @@ def test_a_worker_that_is_gone_is_told_and_replaced(tiny_config):
         return pool
 
     run = train(tiny_config(), make)
-    assert run.journal == train(tiny_config()).journal
+    assert run.journal == expected(tiny_config())
     (gone,) = [event for event in run.directory.events() if event["kind"] == "worker_gone"]
     assert (gone["worker"], gone["reason"]) == ("a", "this message belongs to another run")
 
@@ -234,7 +275,7 @@ def test_a_failure_of_the_aggregator_ends_the_run_and_it_can_be_resumed(tiny_con
         coordinator.run()
     assert (coordinator.status.state, coordinator.status.reason) == ("failed", "the disk is full")
     assert [event["kind"] for event in directory.events()][-1] == "failed"
-    assert train(config, directory=directory).journal == train(config).journal
+    assert train(config, directory=directory).journal == expected(config)
 
 
 def test_a_journal_that_cannot_be_written_ends_the_run_and_claims_nothing(tiny_config):
@@ -253,7 +294,7 @@ def test_a_journal_that_cannot_be_written_ends_the_run_and_claims_nothing(tiny_c
     with pytest.raises(JournalError, match="no space left"):
         coordinator.run()
     assert coordinator.status.generation == 2
-    assert train(config, directory=directory).journal == train(config).journal
+    assert train(config, directory=directory).journal == expected(config)
 
 
 def test_an_interrupt_closes_the_journal(tiny_config):

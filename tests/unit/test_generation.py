@@ -12,7 +12,20 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, precondition,
 from machine_world import CHARACTERS, World, random_step, random_world
 
 from es_service.events import (
-    Aggregated, Assign, Close, Committed, Fell, Finish, Joined, Left, Notice, Pause, Returned, SendRestore, Stop, Tick,
+    Aggregated,
+    Assign,
+    Close,
+    Committed,
+    Fell,
+    Finish,
+    Joined,
+    Left,
+    Notice,
+    Pause,
+    Returned,
+    SendRestore,
+    Stop,
+    Tick,
 )  # fmt: skip
 from es_service.generation import Machine, Policy
 from es_service.messages import Lease, LeaseResult
@@ -241,6 +254,21 @@ def test_no_leases_beyond_max_lag():
     assert feed(m, Aggregated(1, RIGHT)) == [Assign("a", lease(2, 0))]
 
 
+def test_a_worker_that_shares_the_canonical_parameters_waits_for_them():
+    m = machine(leases=2, max_lag=2, depth=1)
+    feed(m, Joined("a"), Joined("s", shares=True), Returned("a", result(0, 0)), Returned("s", result(0, 1)))
+    assert feed(m, Committed(0)) == [Assign("a", lease(1, 0))]
+    assert feed(m, Tick(0.0), Tick(1e4)) == []
+    assert feed(m, Aggregated(1, RIGHT)) == [Assign("s", lease(1, 1))]
+
+
+def test_a_worker_that_shares_goes_on_sharing_after_a_fault():
+    m = machine(leases=1, depth=1)
+    feed(m, Joined("s", shares=True), Fell("s", None, "noise"), Returned("s", result(0, 0)))
+    assert feed(m, Committed(0)) == []
+    assert feed(m, Aggregated(1, RIGHT)) == [Assign("s", lease(1, 0))]
+
+
 def test_a_diverged_result_does_not_count_and_its_replica_is_rebuilt():
     m = machine(leases=1)
     feed(m, Joined("a"), Joined("b"))
@@ -319,9 +347,9 @@ class Interleaving(RuleBasedStateMachine):
     def names(self):
         return sorted(self.world.workers) or ["nobody"]
 
-    @rule(number=st.integers(0, 5), character=st.sampled_from(CHARACTERS))
-    def join(self, number, character):
-        self.world.join(f"w{number}", character)
+    @rule(number=st.integers(0, 5), character=st.sampled_from(CHARACTERS), shares=st.booleans())
+    def join(self, number, character, shares):
+        self.world.join(f"w{number}", character, shares)
 
     @rule(pick=st.integers(0, 5))
     def leave(self, pick):

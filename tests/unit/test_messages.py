@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from es_service import messages
 from es_service.errors import MessageError
-from es_service.messages import MAX_COMMITS, Behind, Commit, Lease, LeaseResult, Order, Restore, decode, encode
+from es_service.messages import MAX_COMMITS, Behind, Commit, Lease, LeaseResult, Order, Restore, Share, decode, encode
 
 U64, U32 = st.integers(0, (1 << 64) - 1), st.integers(0, (1 << 32) - 1)
 I64, I32 = st.integers(-(1 << 63), (1 << 63) - 1), st.integers(-(1 << 31), (1 << 31) - 1)
@@ -27,6 +27,7 @@ MESSAGES = st.one_of(
     st.builds(Order, U64, LEASES, st.lists(st.builds(Commit, U64, I32, BLOB), max_size=4).map(tuple)),
     st.builds(Restore, U64, U64, U64, BLOB),
     RESULTS,
+    st.builds(Share, U64, U64, U64, st.text(st.characters(codec="utf-8"), max_size=20)),
     st.builds(Behind, U64, LEASES, I64),
 )
 RESULT = LeaseResult(1, Lease(2, 5, 5, 0), -100, -90, -10, 7, 1000, 0.5, b"\1")
@@ -48,7 +49,7 @@ def test_cut_and_longer_messages_are_refused(message, data):
             decode(bad)
 
 
-@given(st.integers(1, 4), st.binary(max_size=200))
+@given(st.integers(1, 5), st.binary(max_size=200))
 @settings(max_examples=300)
 def test_noise_is_refused_or_is_a_message(kind, noise):
     data = bytes([kind]) + noise
@@ -59,7 +60,7 @@ def test_noise_is_refused_or_is_a_message(kind, noise):
     assert encode(message) == data
 
 
-@pytest.mark.parametrize("kind", [0, 5, 80, 255])
+@pytest.mark.parametrize("kind", [0, 6, 80, 255])
 def test_unknown_types_are_refused(kind):
     with pytest.raises(MessageError, match=f"unknown message type {kind}"):
         decode(bytes([kind]) + encode(RESULT)[1:])
@@ -97,4 +98,4 @@ def test_impossible_scores_are_refused():
 
 def test_a_result_is_small():
     """What a lease costs beside its votes."""
-    assert len(encode(replace(RESULT, payload=b""))) == 77
+    assert len(encode(replace(RESULT, payload=b""))) == 73

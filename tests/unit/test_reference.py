@@ -150,7 +150,8 @@ def test_the_update_rule_at_its_edges(k, sign_noise):
     weights = [-127, -126, 0, 126, 127]
     parameters_P = np.array([w for w in weights for _ in zs], np.int8)
     sums_P = np.array(zs * len(weights), np.int64).astype(np.int32)
-    expected = [egg_scalar.moved(w, z, k, pairs, sign_noise) for w, z in zip(parameters_P.tolist(), sums_P.tolist(), strict=True)]
+    both = zip(parameters_P.tolist(), sums_P.tolist(), strict=True)
+    expected = [egg_scalar.moved(w, z, k, pairs, sign_noise) for w, z in both]
     count = OPS.apply(parameters_P, sums_P, threshold)
     assert parameters_P.tolist() == expected
     assert count == sum(16 * abs(z) >= threshold for z in sums_P.tolist())

@@ -15,7 +15,24 @@ from es_service.errors import BackendError
 from es_service.types import EggShape, Int8Array, Layout, NoiseAddress
 from workers.ops.cuda._device import AbstractDevice
 
-__all__ = ["TILES", "CounterRange", "DeviceEgg", "Forward", "Votes", "choose_tile", "shared_bytes"]
+__all__ = [
+    "TILES",
+    "CounterRange",
+    "DeviceEgg",
+    "Forward",
+    "Votes",
+    "accumulate",
+    "address_key",
+    "apply",
+    "blocks",
+    "choose_tile",
+    "digest",
+    "fill_noise",
+    "forward",
+    "prepare",
+    "shared_bytes",
+    "vectors",
+]
 
 TILES = (128, 64, 32, 16)
 """Members of a block of egg_forward_*."""
@@ -85,7 +102,8 @@ def blocks(work: int, threads: int, limit: int = _FULL_GRID) -> int:
     return max(1, min(limit, -(-work // threads)))
 
 
-def _key(address: NoiseAddress) -> tuple[int, int, int]:
+def address_key(address: NoiseAddress) -> tuple[int, int, int]:
+    """key0, key1, epoch as kernels take them."""
     return address.seed & 0xFFFFFFFF, address.seed >> 32, address.epoch
 
 
@@ -118,7 +136,7 @@ def fill_noise(device: AbstractDevice, table: Any, units: CounterRange, factors:
         table,
         factors,
         products,
-        *_key(units.address),
+        *address_key(units.address),
         units.first,
         units.units,
         int(factors.shape[1]),
@@ -179,9 +197,18 @@ def choose_tile(device: AbstractDevice, shape: EggShape, rank: int, members: int
     return min(fits, key=lambda rows: -(-members // (rows * device.multiprocessors)) * (rows + _TILE_OVERHEAD))
 
 
+def _divisor(in_size: int) -> tuple[int, int]:
+    """16 isqrt(in), and the rounded 2^30 / divisor; 0 where a shift does it."""
+    divisor = 16 * isqrt(in_size)
+    return divisor, 0 if divisor & (divisor - 1) == 0 else ((1 << 30) + divisor // 2) // divisor
+
+
 def forward(device: AbstractDevice, call: Forward, tile: int | None = None) -> None:
     """Run all bytes of all members; state, scores and logits are written."""
     shape = call.model.shape
+    for name, array in (("factors", call.factors), ("vectors", call.vectors), ("state", call.state)):
+        if array is not None and array.nbytes >= 1 << 32:
+            raise BackendError(f"{name}: {array.nbytes} bytes in one launch, the kernels address less than 4 GB")
     row_bytes = int(call.rows.shape[1])
     steps = row_bytes - 1 if call.scores is not None else row_bytes
     rows = tile or choose_tile(device, shape, call.rank, call.members)
@@ -206,8 +233,10 @@ def forward(device: AbstractDevice, call: Forward, tile: int | None = None) -> N
         row_bytes,
         steps,
         call.burn_in,
-        isqrt(shape.width),
-        isqrt(4 * shape.width),
+        *_divisor(shape.width),
+        *_divisor(4 * shape.width),
+        0 if call.factors is None else int(call.factors.shape[1]),
+        0 if call.factors is None else int(call.vectors.shape[1]),
     )
 
 
@@ -235,7 +264,7 @@ def _vote_blocks(layout: Layout, rank: int) -> Iterator[tuple[int, ...]]:
 
 def accumulate(device: AbstractDevice, table: Any, votes: Votes, sums: Any) -> None:
     """sums += Z of the units that voted."""
-    active, shared_tail = len(votes.units), (int(votes.sign_noise), *_key(votes.address), votes.first_unit)
+    active, shared_tail = len(votes.units), (int(votes.sign_noise), *address_key(votes.address), votes.first_unit)
     factors, products = votes.layout.noise_sizes(votes.rank)
     tiles = list(_vote_tiles(votes.layout, votes.rank))
     if tiles:

@@ -39,8 +39,7 @@ def detect() -> dict[str, bool]:
 def choose_isa(isa: str | None = None) -> str:
     """The instruction set to use: `isa`, or that of `ES_SERVICE_ISA`, or the best of this CPU.
 
-    Raises:
-        BackendError: the one asked for is unknown, or the CPU lacks it.
+    Raises `BackendError` if the one asked for is unknown, or the CPU lacks it.
     """
     available = detect()
     wanted = isa or os.environ.get(ISA_VARIABLE) or None
@@ -58,6 +57,7 @@ class PackedEgg:
     """A snapshot of the parameters, packed for one instruction set."""
 
     shape: EggShape
+    isa: str
     packed: _kernels.Model
 
 
@@ -71,6 +71,10 @@ class NativeOps(AbstractOps):
         self.isa = choose_isa(isa)
         self._backend = _kernels.Backend(self.isa, threads)
 
+    def peak(self, rounds: int) -> int:
+        """Run `rounds` rounds of the instruction set's dot product on registers; returns the multiply-adds done."""
+        return self._backend.peak(rounds)
+
     def _noise(self, layout: Layout, rank: int, address: NoiseAddress, first_unit: int, num_units: int) -> Noise:
         factors, products = layout.noise_sizes(rank)
         factors_QF = np.empty((num_units, factors), np.int8)
@@ -80,7 +84,8 @@ class NativeOps(AbstractOps):
         return Noise(rank, factors_QF, products_QV)
 
     def _prepare(self, shape: EggShape, parameters_P: Int8Array) -> PackedEgg:
-        return PackedEgg(shape, self._backend.prepare(shape.width, shape.layers, shape.sigma_shift, parameters_P))
+        packed = self._backend.prepare(shape.width, shape.layers, shape.sigma_shift, parameters_P)
+        return PackedEgg(shape, self.isa, packed)
 
     def _member_scores(
         self,
@@ -117,9 +122,13 @@ class NativeOps(AbstractOps):
         logits: Int8Array | None,
     ) -> None:
         rank, factors, products = (noise.rank, noise.factors_QF, noise.products_QV) if noise else (0, None, None)
+        if model.isa != self.isa:
+            raise BackendError(f"the model was prepared for {model.isa}, these kernels are {self.isa}")
         if rank > MAX_RANK:
             raise BackendError(f"rank {rank}: the native kernels take up to {MAX_RANK}")
-        self._backend.forward(model.packed, rank, factors, products, rows_SW, row_of_pair_Q, burn_in, state, scores, logits)
+        self._backend.forward(
+            model.packed, rank, factors, products, rows_SW, row_of_pair_Q, burn_in, state, scores, logits
+        )
 
     def _accumulate(
         self, layout: Layout, noise: Noise, votes_Q: Int8Array, sign_noise: bool, sums_P: Int32Array
@@ -136,9 +145,8 @@ class NativeOps(AbstractOps):
 
 def _tensor_table(layout: Layout, rank: int) -> npt.NDArray[np.int64]:
     """(tensors, 6) int64: out (0 for a vector), in, offset, first, second, index."""
-    rows = [
-        (*(slot.tensor.shape if slot.tensor.kind == "matrix" else (0, slot.tensor.size)),)
-        + (slot.tensor.offset, slot.first, slot.second, slot.tensor.index)
-        for slot in layout.noise_slots(rank)
-    ]
+    rows = []
+    for slot in layout.noise_slots(rank):
+        out_size, in_size = slot.tensor.shape if slot.tensor.kind == "matrix" else (0, slot.tensor.size)
+        rows.append((out_size, in_size, slot.tensor.offset, slot.first, slot.second, slot.tensor.index))
     return np.array(rows, np.int64)

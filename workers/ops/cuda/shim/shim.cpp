@@ -250,10 +250,9 @@ void Block::arrive_in_block() {
 const Index& thread_index() { return current->index; }
 unsigned char* shared() { return block->shared_memory.get(); }
 
-void check_shared(long long used, long long planned) {
-    if (used == planned && used == static_cast<long long>(block->shared_bytes)) return;
-    block->error = "shared memory: the kernel carves " + std::to_string(used) + " bytes, plans " + std::to_string(planned) +
-                   " and was given " + std::to_string(block->shared_bytes);
+void check_shared(long long used) {
+    if (used == static_cast<long long>(block->shared_bytes)) return;
+    block->error = "shared memory: the kernel carves " + std::to_string(used) + " bytes of " + std::to_string(block->shared_bytes);
     wait();
 }
 
@@ -287,25 +286,34 @@ void exchange(Site site, const void* in, void* out, Exchange compute) {
 }
 
 // The fragments of mma.m16n8k32, PTX ISA "Matrix fragments for mma.m16n8k32": lane = 4 g + t.
+#if defined(__x86_64__) && defined(__GNUC__) && !defined(__clang__) && !defined(__SANITIZE_ADDRESS__)
+__attribute__((target_clones("avx2", "default"), optimize("O3")))
+#endif
+static void multiply(const short (&a)[16][32], const short (&b)[8][32], int (&c)[16][8]) {
+    for (int row = 0; row < 16; ++row)
+        for (int column = 0; column < 8; ++column) {
+            int sum = c[row][column];
+            for (int k = 0; k < 32; ++k) sum += a[row][k] * b[column][k];
+            c[row][column] = sum;
+        }
+}
+
 void mma_exchange(const void* const (&in)[32], void* const (&out)[32]) {
-    int a[16][32], b[8][32];
+    short a[16][32], b[8][32];
+    int c[16][8];
     for (int lane = 0; lane < 32; ++lane) {
         const MmaIn& from = *static_cast<const MmaIn*>(in[lane]);
         const int g = lane / 4, t = lane % 4;
         for (int part = 0; part < 4; ++part)
-            for (int j = 0; j < 4; ++j) a[g + part % 2 * 8][part / 2 * 16 + 4 * t + j] = low_bits(from.a[part], j);
+            for (int j = 0; j < 4; ++j) a[g + part % 2 * 8][part / 2 * 16 + 4 * t + j] = short(low_bits(from.a[part], j));
         for (int part = 0; part < 2; ++part)
-            for (int j = 0; j < 4; ++j) b[g][part * 16 + 4 * t + j] = low_bits(from.b[part], j);
+            for (int j = 0; j < 4; ++j) b[g][part * 16 + 4 * t + j] = short(low_bits(from.b[part], j));
+        for (int part = 0; part < 4; ++part) c[g + part / 2 * 8][2 * t + part % 2] = from.c[part];
     }
-    for (int lane = 0; lane < 32; ++lane) {
-        const MmaIn& from = *static_cast<const MmaIn*>(in[lane]);
-        for (int part = 0; part < 4; ++part) {
-            const int row = lane / 4 + part / 2 * 8, column = lane % 4 * 2 + part % 2;
-            int sum = from.c[part];
-            for (int k = 0; k < 32; ++k) sum += a[row][k] * b[column][k];
-            static_cast<int*>(out[lane])[part] = sum;
-        }
-    }
+    multiply(a, b, c);
+    for (int lane = 0; lane < 32; ++lane)
+        for (int part = 0; part < 4; ++part)
+            static_cast<int*>(out[lane])[part] = c[lane / 4 + part / 2 * 8][lane % 4 * 2 + part % 2];
 }
 
 void matrix_exchange(const void* const (&in)[32], void* const (&out)[32]) {

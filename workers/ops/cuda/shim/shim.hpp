@@ -44,7 +44,7 @@ extern thread_local Thread* current;
 extern thread_local Index block_index, block_size, grid_size;
 const Index& thread_index();
 unsigned char* shared();
-void check_shared(long long used, long long planned);
+void check_shared(long long used);
 void barrier(Site site);
 void exchange(Site site, const void* in, void* out, Exchange compute);
 void touch(const void* line);

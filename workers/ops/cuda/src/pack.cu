@@ -23,7 +23,7 @@ ES_KERNEL __launch_bounds__(256) egg_pack(
     const i32 steps = (m.in + 31) / 32, pieces = (m.out + 31) / 32 * steps * 64;
     for (i32 at = blockIdx.y * blockDim.x + threadIdx.x; at < pieces; at += gridDim.y * blockDim.x) {
         const i32 block = at / 64, piece = at % 64;
-        *(uint4*)(packed + m.packed + 16 * (i64)at) =
+        *(uint4*)(packed + 1024 * (i64)m.packed + 16 * (i64)at) =
             packed16(parameters, m, block / steps, block % steps, piece / 32, piece % 32);
     }
 }

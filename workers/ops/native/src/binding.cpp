@@ -62,7 +62,6 @@ class Backend {
                  std::optional<Array<const int32_t>> row_of_pair, int64_t burn_in, std::optional<Array<int8_t>> state,
                  std::optional<Array<int32_t>> scores, std::optional<Array<int8_t>> logits) const {
         nb::gil_scoped_release release;
-        if (model.kernels != kernels_) throw std::invalid_argument("the model was prepared for another instruction set");
         es::Forward f{};
         f.shape = model.shape, f.model = model.packed.get();
         f.rows = rows.data(), f.row_bytes = rows.shape(1);

@@ -26,17 +26,17 @@ bool has_avx2() { return __builtin_cpu_supports("avx2") && __builtin_cpu_support
 bool has_avx512vnni() {
     return __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
            __builtin_cpu_supports("avx512vl") && __builtin_cpu_supports("avx512dq") &&
-           __builtin_cpu_supports("avx512cd") && __builtin_cpu_supports("avx512vbmi") &&
-           __builtin_cpu_supports("avx512vnni");
+           __builtin_cpu_supports("avx512cd") && __builtin_cpu_supports("avx512vnni");
 }
 
 #ifdef ES_AMX_EMULATED
-bool has_amx() { return has_avx512vnni(); }
+bool has_amx() { return has_avx512vnni() && __builtin_cpu_supports("avx512vbmi"); }
 #else
 // Linux gives the tile state only to processes that ask for it; threads started later inherit the permission.
 bool has_amx() {
     unsigned eax, ebx, ecx, edx;
-    if (!has_avx512vnni() || !__get_cpuid_count(7, 0, &eax, &ebx, &ecx, &edx)) return false;
+    if (!has_avx512vnni() || !__builtin_cpu_supports("avx512vbmi")) return false;
+    if (!__get_cpuid_count(7, 0, &eax, &ebx, &ecx, &edx)) return false;
     constexpr unsigned kTile = 1u << 24, kInt8 = 1u << 25;
     if (!(edx & kTile) || !(edx & kInt8)) return false;
     constexpr long kRequestPermission = 0x1023, kTileData = 18;

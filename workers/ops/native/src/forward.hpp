@@ -5,65 +5,11 @@
 // Buffers indexed [half] below have 2 * groups entries. Arithmetic and names: specs/egg.md.
 #pragma once
 
-#include "egg_layout.hpp"
 #include "lse.hpp"
-#include "simd.hpp"
+#include "model.hpp"
 
 namespace es {
 namespace {
-
-// The packed model: embedding, vectors, then the panels of each matrix.
-template <class I>
-struct Model {
-    int8_t* embedding;
-    int8_t* vectors;
-    uint8_t* panels;
-
-    Model(const Shape& s, Arena& arena) {
-        embedding = arena.take<int8_t>(size_t(kVocabulary) * size_t(s.width));
-        vectors = arena.take<int8_t>(size_t(num_vectors(s)) * size_t(s.width));
-        size_t bytes = 0;
-        for (int m = 0; m < num_matrices(s); ++m) bytes += matrix_bytes(matrix_at(s, m));
-        panels = arena.take<uint8_t>(bytes);
-    }
-    static size_t matrix_bytes(const Matrix& m) {
-        return size_t((m.out + I::kRows - 1) / I::kRows) * I::panel_bytes(m.in);
-    }
-};
-
-template <class I>
-size_t model_bytes(const Shape& s) {
-    Arena arena{nullptr};
-    Model<I> model(s, arena);
-    return arena.used + size_t(4 * s.width * I::kRows);  // and pack_model's scratch, the widest panel
-}
-
-// to[k / 4][row][k mod 4] = weights[row][k], the form that panels are packed from; rows beyond `rows` are zero.
-template <class I>
-void interleave_rows(const int8_t* weights, int rows, int in, int8_t* to) {
-    if (rows < I::kRows) memset(to, 0, size_t(I::kRows) * size_t(in));
-    for (int row = 0; row < rows; ++row)
-        for (int k = 0; k < in; k += 4) memcpy(to + k * I::kRows + 4 * row, weights + size_t(row) * size_t(in) + size_t(k), 4);
-}
-
-template <class I>
-void pack_model(const Shape& s, const int8_t* parameters, uint8_t* packed) {
-    Arena arena{packed};
-    Model<I> model(s, arena);
-    size_t d = size_t(s.width);
-    memcpy(model.embedding, parameters, kVocabulary * d);
-    for (int v = 0; v < num_vectors(s); ++v) memcpy(model.vectors + size_t(v) * d, parameters + vector_at(s, v), d);
-    uint8_t* panel = model.panels;
-    int8_t* quads = (int8_t*)(packed + model_bytes<I>(s) - size_t(4 * s.width * I::kRows));  // see model_bytes
-    for (int m = 0; m < num_matrices(s); ++m) {
-        Matrix matrix = matrix_at(s, m);
-        for (int row = 0; row < matrix.out; row += I::kRows, panel += I::panel_bytes(matrix.in)) {
-            const int present = matrix.out - row < I::kRows ? matrix.out - row : I::kRows;
-            interleave_rows<I>(parameters + matrix.weights + size_t(row) * size_t(matrix.in), present, matrix.in, quads);
-            I::pack_panel(quads, matrix.in, panel);
-        }
-    }
-}
 
 // Everything a tile holds. RANK: 0 without noise, 1, or -1 for any rank.
 template <class I, int RANK>
@@ -333,32 +279,72 @@ struct Tile {
         else multiply<false, OPERAND>(index, divisor, panel, in, y);
     }
 
+    static constexpr int kMaxHalves = 16, kMaxRank = 64;
+
+    struct GroupNoise {
+        const int8_t* a;                             // [rank][out][W]
+        I32 dots[RANK < 0 ? kMaxRank : 1][2];        // x . B_r of the even, and - x . B_r of the odd members
+    };
+
+    // What the blocks of one product have in common.
+    template <class Out>
+    struct Product {
+        Matrix matrix;
+        Divisor divisor;
+        Out* y;
+        GroupNoise noises[kMaxHalves / 2];
+    };
+
     template <bool SHIFTS, bool OPERAND, class Out>
     void multiply(int index, const Divisor& divisor, const uint8_t* panel, const Operand* in, Out* y) {
-        const Matrix matrix = matrix_at(f.shape, index);
-        const size_t bytes = I::panel_bytes(matrix.in);
-        const int in_quads = matrix.in / 4, out_quads = matrix.out / 4;
-        GroupNoise noises[kMaxHalves / 2];
+        Product<Out> p{matrix_at(f.shape, index), divisor, y, {}};
+        const size_t bytes = I::panel_bytes(p.matrix.in);
+        const int in_quads = p.matrix.in / 4;
         if (RANK)
-            for (int g = 0; g < groups; ++g) noises[g] = dot_noise(noise_of(g, index), matrix.in, in + 2 * g * in_quads);
-        for (int row = 0; row < matrix.out; row += I::kRows, panel += bytes) {
-            for (int g = 0; g < groups; ++g) {
-                I32 acc[I::kRows][2];
-                const Operand* x0 = in + 2 * g * in_quads;
-                if (I::kPrefetch) prefetch(panel + bytes, bytes, g);
-                I::gemm(panel, x0, x0 + in_quads, matrix.in, acc);
-                Out* to = y + 2 * g * out_quads + row / 4;
-                // Outputs come in multiples of 16, so only wider blocks can be cut short.
-                const int rows = I::kRows > 16 && matrix.out - row < I::kRows ? matrix.out - row : I::kRows;
-#pragma GCC unroll 4
-                for (int i = 0; i < rows; i += 4) {
-                    if (RANK) add_noise(acc + i, noises[g], row + i, matrix.out);
-                    for (int half = 0; half < 2; ++half) {
-                        const Quad quad = quotient<SHIFTS>(acc + i, half, divisor);
-                        if constexpr (OPERAND) to[i / 4 + half * out_quads] = I::operand(quad);
-                        else to[i / 4 + half * out_quads] = quad;
-                    }
+            for (int g = 0; g < groups; ++g)
+                p.noises[g] = dot_noise(noise_of(g, index), p.matrix.in, in + 2 * g * in_quads);
+        if constexpr (I::kPipelined) {
+            I32 acc[2][I::kRows][2];
+            int turn = 0, last_row = 0, last_group = -1;
+            for (int row = 0; row < p.matrix.out; row += I::kRows, panel += bytes)
+                for (int g = 0; g < groups; ++g, turn ^= 1) {
+                    const Operand* x0 = in + 2 * g * in_quads;
+                    prefetch(panel + bytes, bytes, g);
+                    // While the tiles of this block multiply, the vector units finish the block before it.
+                    I::gemm(panel, x0, x0 + in_quads, p.matrix.in, acc[turn], [&](int part, int parts) {
+                        const int first = part * kQuads / parts, end = (part + 1) * kQuads / parts;
+                        if (last_group >= 0) finish<SHIFTS, OPERAND>(p, acc[turn ^ 1], last_row, last_group, first, end);
+                    });
+                    last_row = row, last_group = g;
                 }
+            finish<SHIFTS, OPERAND>(p, acc[turn ^ 1], last_row, last_group, 0, kQuads);
+        } else {
+            for (int row = 0; row < p.matrix.out; row += I::kRows, panel += bytes)
+                for (int g = 0; g < groups; ++g) {
+                    I32 acc[I::kRows][2];
+                    const Operand* x0 = in + 2 * g * in_quads;
+                    I::gemm(panel, x0, x0 + in_quads, p.matrix.in, acc);
+                    finish<SHIFTS, OPERAND>(p, acc, row, g, 0, kQuads);
+                }
+        }
+    }
+
+    static constexpr int kQuads = I::kRows / 4;  // of a block, in each half
+
+    // From accumulators to outputs: quads first .. end - 1 of the block of a group that begins at output `row`.
+    template <bool SHIFTS, bool OPERAND, class Out>
+    ES_INLINE void finish(const Product<Out>& p, I32 (*acc)[2], int row, int g, int first, int end) const {
+        const int out_quads = p.matrix.out / 4;
+        Out* to = p.y + 2 * g * out_quads + row / 4;
+        // Outputs come in multiples of 16, so only wider blocks can be cut short.
+        if (I::kRows > 16) end = row / 4 + end < out_quads ? end : out_quads - row / 4;
+#pragma GCC unroll 4
+        for (int q = first; q < end; ++q) {
+            if (RANK) add_noise(acc + 4 * q, p.noises[g], row + 4 * q, p.matrix.out);
+            for (int half = 0; half < 2; ++half) {
+                const Quad quad = quotient<SHIFTS>(acc + 4 * q, half, p.divisor);
+                if constexpr (OPERAND) to[q + half * out_quads] = I::operand(quad);
+                else to[q + half * out_quads] = quad;
             }
         }
     }
@@ -375,13 +361,6 @@ struct Tile {
         if (!SHIFTS) return I::divide_quad(a, b, c, d, divisor);
         return I::clip_quad(a >> divisor.power, b >> divisor.power, c >> divisor.power, d >> divisor.power);
     }
-
-    static constexpr int kMaxHalves = 16, kMaxRank = 64;
-
-    struct GroupNoise {
-        const int8_t* a;                             // [rank][out][W]
-        I32 dots[RANK < 0 ? kMaxRank : 1][2];        // x . B_r of the even, and - x . B_r of the odd members
-    };
 
     ES_INLINE GroupNoise dot_noise(const MatrixNoise& n, int in, const Operand* x0) const {
         GroupNoise result;

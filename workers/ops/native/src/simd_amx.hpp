@@ -20,7 +20,7 @@ struct Amx : Avx512Base {
     static constexpr const char* kName = "amx";
     static constexpr int kRows = 32;
     static constexpr int kGroups = 4;
-    static constexpr bool kPrefetch = true;
+    static constexpr bool kPipelined = true;
 
     using Operand = Quad;  // signed, as it is
 
@@ -42,10 +42,14 @@ struct Amx : Avx512Base {
         return (I32)_mm512_dpbusd_epi32((__m512i)acc, (__m512i)(x ^ int8_t(-128)), (__m512i)b);
     }
 
-    // Operands beyond `in` may hold anything readable: their weights are zero.
-    static ES_INLINE void gemm(const uint8_t* panel, const Operand* x0, const Operand* x1, int in, I32 (*acc)[2]) {
+    // Calls between(k, in / 64) after the products of each 64 inputs are under way. Operands beyond `in` may hold
+    // anything readable: their weights are zero.
+    template <class Between>
+    static ES_INLINE void gemm(const uint8_t* panel, const Operand* x0, const Operand* x1, int in, I32 (*acc)[2],
+                               Between between) {
+        const int parts = (in + 63) / 64;
         amx::zero<0>(), amx::zero<1>(), amx::zero<2>(), amx::zero<3>();
-        for (int k = 0; k < in; k += 64, panel += 64 * kRows, x0 += 16, x1 += 16) {
+        for (int part = 0; part < parts; ++part, panel += 64 * kRows, x0 += 16, x1 += 16) {
             amx::load<4>(panel, 64);
             amx::load<6>(x0, 64);
             amx::load<7>(x1, 64);
@@ -54,9 +58,13 @@ struct Amx : Avx512Base {
             amx::load<5>(panel + 64 * 16, 64);
             amx::dot<2, 5, 6>();
             amx::dot<3, 5, 7>();
+            between(part, parts);
         }
         amx::store<0>(&acc[0][0], 128), amx::store<1>(&acc[0][1], 128);
         amx::store<2>(&acc[16][0], 128), amx::store<3>(&acc[16][1], 128);
+    }
+    static ES_INLINE void gemm(const uint8_t* panel, const Operand* x0, const Operand* x1, int in, I32 (*acc)[2]) {
+        gemm(panel, x0, x1, in, acc, [](int, int) {});
     }
 
     // Four independent accumulators, operands in tile registers: the instruction's throughput and nothing else.

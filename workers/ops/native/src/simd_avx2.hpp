@@ -12,7 +12,7 @@ struct Avx2 : Pairs<Avx2, 8> {
     static constexpr const char* kName = "avx2";
     static constexpr int kRows = 4;
     static constexpr int kGroups = 4;
-    static constexpr bool kPrefetch = false;
+    static constexpr bool kPipelined = false;
 
     static ES_INLINE I32 madd(I32 acc, I16 a, I16 b) {
         return (I32)_mm256_add_epi32((__m256i)acc, _mm256_madd_epi16((__m256i)a, (__m256i)b));

@@ -100,26 +100,38 @@ struct Avx512Base : Generic<16> {
                                   _mm512_unpacklo_epi64(ab1, cd1), _mm512_unpackhi_epi64(ab1, cd1)};
         for (int j = 0; j < 4; ++j) _mm512_storeu_si512(out + 64 * j, lookup(bytes[j]));
     }
+#ifdef __AVX512VBMI__  // every CPU with AMX, not every CPU with VNNI
     static ES_INLINE __m512i lookup(__m512i index) {
-#ifdef __AVX512VBMI__
         const __m512i* table = (const __m512i*)kNoiseTable;
-        __m512i lower = _mm512_permutex2var_epi8(_mm512_loadu_si512(table), index, _mm512_loadu_si512(table + 1));
-        __m512i upper = _mm512_permutex2var_epi8(_mm512_loadu_si512(table + 2), index, _mm512_loadu_si512(table + 3));
+        const __m512i lower = _mm512_permutex2var_epi8(_mm512_load_si512(table), index, _mm512_load_si512(table + 1));
+        const __m512i upper = _mm512_permutex2var_epi8(_mm512_load_si512(table + 2), index, _mm512_load_si512(table + 3));
         return _mm512_mask_blend_epi8(_mm512_movepi8_mask(index), lower, upper);
-#else
-        alignas(64) uint8_t bytes[64];
-        _mm512_store_si512(bytes, index);
-        for (int b = 0; b < 64; ++b) bytes[b] = uint8_t(kNoiseTable[bytes[b]]);
-        return _mm512_load_si512(bytes);
-#endif
     }
+#else
+    // Eight rows of 16 entries: the table is odd (T[255 - b] = -T[b]), so its upper half is enough.
+    static ES_INLINE __m512i lookup(__m512i index) {
+        const __mmask64 upper = _mm512_movepi8_mask(index);
+        const __m512i mirrored = _mm512_xor_si512(index, _mm512_set1_epi8(0x7f));
+        const __m512i entry = _mm512_mask_blend_epi8(upper, mirrored, index);  // low seven bits count
+        const __m512i row = _mm512_and_si512(_mm512_srli_epi16(entry, 4), _mm512_set1_epi8(7));
+        const __m512i column = _mm512_and_si512(entry, _mm512_set1_epi8(15));
+        __m512i value = _mm512_setzero_si512();
+#pragma GCC unroll 8
+        for (int r = 0; r < 8; ++r) {
+            const __m128i values = _mm_load_si128((const __m128i*)(kNoiseTable + 128 + 16 * r));
+            const __mmask64 here = _mm512_cmpeq_epi8_mask(row, _mm512_set1_epi8(int8_t(r)));
+            value = _mm512_mask_shuffle_epi8(value, here, _mm512_broadcast_i32x4(values), column);
+        }
+        return _mm512_mask_sub_epi8(_mm512_sub_epi8(_mm512_setzero_si512(), value), upper, value, _mm512_setzero_si512());
+    }
+#endif
 };
 
 struct Avx512Vnni : Avx512Base {
     static constexpr const char* kName = "avx512vnni";
     static constexpr int kRows = 8;
     static constexpr int kGroups = 2;
-    static constexpr bool kPrefetch = false;
+    static constexpr bool kPipelined = false;
 
     using Operand = Quad;  // activation + 128 as unsigned bytes
 

@@ -13,7 +13,7 @@ struct Neon : Generic<4> {
     static constexpr int W = 4;
     static constexpr int kRows = 8;
     static constexpr int kGroups = 8;
-    static constexpr bool kPrefetch = false;
+    static constexpr bool kPipelined = false;
     static constexpr int kDotOffset = 0;
 
     using Operand = Quad;

@@ -10,7 +10,7 @@ struct Portable : Pairs<Portable, 8> {
     static constexpr const char* kName = "portable";
     static constexpr int kRows = 4;
     static constexpr int kGroups = 4;
-    static constexpr bool kPrefetch = false;
+    static constexpr bool kPipelined = false;
 
     static ES_INLINE I32 madd(I32 acc, I16 a, I16 b) { return acc + low(a) * low(b) + high(a) * high(b); }
 
