@@ -64,7 +64,7 @@ def main() -> None:
     parser.add_argument("--pool", choices=("ray", "local"), default="ray")
     parser.add_argument("--json", type=Path, metavar="FILE")
     arguments = parser.parse_args()
-    os.environ["RAY_worker_niceness"] = "0"  # as the plain loop's: Ray's default of 15 loses to any other program
+    os.environ["RAY_worker_niceness"] = "0"  # noqa: SIM112 - as the plain loop's: Ray's default of 15 loses to any other program
     config = load(arguments.preset, [f"deployment.pool={arguments.pool}"])
     config = config.with_deployment(generations=arguments.generations, evaluate_every=1 << 20, keyframe_every=1 << 20)
     config, corpus = with_corpus(config)

@@ -110,9 +110,9 @@ def test_a_killed_head_loses_nothing_committed(make_config, ray_address, undistu
         if status.generation >= 3:
             ray.kill(ray.get_actor("head-beheaded", namespace="es-service"))
 
-    with launch(config, directory, resume=False, address=ray_address) as (handle, _):
-        with pytest.raises(RunError, match="resume"):
-            finish(handle, kill_head)
+    started = launch(config, directory, resume=False, address=ray_address)
+    with started as (handle, _), pytest.raises(RunError, match="resume"):
+        finish(handle, kill_head)
     assert 0 < len(scan(directory.journal_path).commits) < GENERATIONS
     with launch(config, directory, resume=True, address=ray_address) as (handle, _):
         assert finish(handle).reason == "goal"
@@ -213,9 +213,9 @@ def test_workers_with_other_text_refuse_to_start(make_config, ray_address):
     config = make_config(workers=1)
     wrong = config.model_copy(update={"data": config.data.model_copy(update={"content_hash": "0" * 64})})
     directory = RunDirectory(config.deployment.runs_dir, "other-text")
-    with pytest.raises(DataError, match=r"data\.content_hash"):
-        with launch(wrong, directory, resume=False, address=ray_address) as (handle, _):
-            finish(handle)
+    started = launch(wrong, directory, resume=False, address=ray_address)
+    with pytest.raises(DataError, match=r"data\.content_hash"), started as (handle, _):
+        finish(handle)
 
 
 def test_train_starts_its_own_ray_and_ctrl_c_can_be_resumed(make_config, cli):

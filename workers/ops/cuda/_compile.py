@@ -13,7 +13,7 @@ from pathlib import Path
 
 import numpy as np
 
-__all__ = ["OPTIONS", "SOURCES", "Parameter", "Signature", "joined_source", "signatures"]
+__all__ = ["OPTIONS", "SOURCES", "Parameter", "Signature", "joined_source", "parse", "signatures"]
 
 SOURCES = ("common.cuh", "egg.cuh", "noise.cu", "pack.cu", "forward.cu", "update.cu", "ternary.cu")
 """Files under src, in the order in which they are joined."""
@@ -66,7 +66,12 @@ def joined_source() -> str:
 @cache
 def signatures() -> dict[str, Signature]:
     """Every kernel by name."""
-    source = re.sub(r"//[^\n]*", "", joined_source())
+    return parse(joined_source())
+
+
+def parse(source: str) -> dict[str, Signature]:
+    """The kernels of a source by name: `ES_KERNEL __launch_bounds__(threads) name(parameters)`."""
+    source = re.sub(r"//[^\n]*", "", source)
     macros = {name: body.replace("\\\n", " ") for name, body in _MACRO.findall(source)}
     found = {}
     for threads, name, text in _KERNEL.findall(source):

@@ -52,12 +52,13 @@ class CupyDevice(AbstractDevice):
         self.multiprocessors = int(attributes["MultiProcessorCount"])
         self.shared_limit = int(attributes["MaxSharedMemoryPerBlockOptin"])
         self.stream = self._cupy.cuda.Stream(non_blocking=True)
+        self.signatures = signatures()
         self._kernels = self._compile()
 
     def _compile(self) -> dict[str, Any]:
         began = time.perf_counter()
         module = self._cupy.RawModule(code=joined_source(), options=OPTIONS)
-        kernels = {name: module.get_function(name) for name in signatures()}
+        kernels = {name: module.get_function(name) for name in self.signatures}
         for name, kernel in kernels.items():
             if name.startswith("egg_forward"):
                 kernel.max_dynamic_shared_size_bytes = self.shared_limit

@@ -7,14 +7,14 @@ on the host. Device arrays (`Any` here) are CuPy or NumPy arrays: both have dtyp
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
 from es_service.errors import BackendError
-from workers.ops.cuda._compile import Parameter, signatures
+from workers.ops.cuda._compile import Parameter, Signature
 
 __all__ = ["AbstractDevice", "Argument"]
 
@@ -28,6 +28,8 @@ class AbstractDevice(ABC):
     multiprocessors: int
     shared_limit: int
     """Bytes of shared memory that one block may have."""
+    signatures: Mapping[str, Signature]
+    """The kernels that were compiled."""
 
     @abstractmethod
     def empty(self, shape: Sequence[int], dtype: npt.DTypeLike) -> Any:
@@ -51,7 +53,7 @@ class AbstractDevice(ABC):
 
     def launch(self, kernel: str, grid: tuple[int, int], shared: int, *arguments: Argument) -> None:
         """Check the arguments against the kernel's signature, then queue it."""
-        signature = signatures()[kernel]
+        signature = self.signatures[kernel]
         if len(arguments) != len(signature.parameters):
             raise BackendError(f"{kernel} takes {len(signature.parameters)} arguments, got {len(arguments)}")
         if not 0 < grid[0] < 1 << 31 or not 0 < grid[1] < 1 << 16 or not 0 <= shared <= self.shared_limit:

@@ -31,6 +31,9 @@ _NOISE_BYTES = 1 << 30
 class AbstractDeviceOps(AbstractOps):
     """Kernels on one device. A subclass says which."""
 
+    lazy_noise = True
+    """`noise` makes nothing: a whole generation of units can be asked for and accumulated at once."""
+
     def __init__(self, device: AbstractDevice, threads: int = 1) -> None:
         super().__init__(threads)
         self.device = device

@@ -12,7 +12,7 @@ import hashlib
 import os
 import shutil
 import subprocess
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -21,7 +21,7 @@ import numpy as np
 import numpy.typing as npt
 
 from es_service.errors import BackendError
-from workers.ops.cuda._compile import Signature, joined_source, signatures
+from workers.ops.cuda._compile import Signature, joined_source, parse
 from workers.ops.cuda._device import AbstractDevice
 from workers.ops.cuda._ops import AbstractDeviceOps
 
@@ -29,23 +29,30 @@ __all__ = ["EmulatedDevice", "EmulatedOps", "build"]
 
 _SHIM = Path(__file__).parent / "shim"
 _FLAGS = ("-std=c++17", "-O2", "-g1", "-fPIC", "-shared", "-pthread", "-fwrapv", "-fno-strict-aliasing", "-Wno-unknown-pragmas")
-_C_TYPES = {"i": "int", "u": "unsigned"}
 
 
 class EmulatedDevice(AbstractDevice):
     """Host memory and the shim's scheduler; `multiprocessors` blocks of a persistent kernel, `threads` at a time.
 
-    `order` is 0 for ascending threads and blocks, 1 for descending, any other number a seed.
+    `order` is 0 for ascending threads and blocks, 1 for descending, any other number a seed. `source` stands in for
+    the project's kernels.
     """
 
     def __init__(
-        self, threads: int = 1, multiprocessors: int = 3, shared_limit: int = 232_448, order: int | None = None
+        self,
+        threads: int = 1,
+        multiprocessors: int = 3,
+        shared_limit: int = 232_448,
+        order: int | None = None,
+        source: str | None = None,
     ) -> None:
         self.threads = threads
         self.multiprocessors = multiprocessors
         self.shared_limit = shared_limit
         self.order = int(os.environ.get("ES_SHIM_ORDER", "0")) if order is None else order
-        self._library = ctypes.CDLL(str(build(os.environ.get("ES_SHIM_SANITIZE", ""))))
+        source = joined_source() if source is None else source
+        self.signatures = parse(source)
+        self._library = ctypes.CDLL(str(build(source, os.environ.get("ES_SHIM_SANITIZE", ""))))
 
     def empty(self, shape: Sequence[int], dtype: npt.DTypeLike) -> Any:
         """See `AbstractDevice`. Filled with a pattern, so that what is read unwritten shows."""
@@ -101,12 +108,12 @@ def _as_c(argument: Any) -> Any:
     return np.ctypeslib.as_ctypes_type(argument.dtype)(int(argument))
 
 
-def build(sanitize: str = "") -> Path:
-    """The shared library of all kernels, compiled if this version of them is not in the cache yet."""
+def build(source: str, sanitize: str = "") -> Path:
+    """The shared library of these kernels, compiled if it is not in the cache yet."""
     compiler = os.environ.get("CXX") or shutil.which("g++") or shutil.which("c++") or shutil.which("clang++")
     if not compiler:
         raise BackendError("cuda-emulated compiles the kernels for the host: no C++ compiler here (install g++)")
-    text = f'#include "shim.hpp"\n{joined_source()}\n{_wrappers()}'
+    text = f'#include "shim.hpp"\n{source}\n{_wrappers(parse(source))}'
     flags = (*_FLAGS, *((f"-fsanitize={sanitize}", "-fno-omit-frame-pointer") if sanitize else ()))
     parts = [text, *flags, compiler, *(path.read_text("utf-8") for path in sorted(_SHIM.iterdir()))]
     name = hashlib.sha256("\0".join(parts).encode()).hexdigest()[:24]
@@ -133,10 +140,10 @@ def _compile(compiler: str, flags: Sequence[str], text: str, library: Path) -> N
         result.replace(library)  # whole or not at all, whoever else compiles it now
 
 
-def _wrappers() -> str:
+def _wrappers(kernels: Mapping[str, Signature]) -> str:
     """C++ that calls each kernel with arguments given as an array of pointers to them."""
-    lines = [_wrapper(signature) for signature in signatures().values()]
-    table = "".join(f'{{"{name}", run_{name}}}, ' for name in signatures())
+    lines = [_wrapper(signature) for signature in kernels.values()]
+    table = "".join(f'{{"{name}", run_{name}}}, ' for name in kernels)
     head = "struct ShimKernel { const char* name; void (*run)(void**); };\n"
     return head + "\n".join(lines) + f'\nextern "C" const ShimKernel es_shim_kernels[] = {{{table}{{nullptr, nullptr}}}};\n'
 

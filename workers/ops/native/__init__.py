@@ -72,7 +72,10 @@ class NativeOps(AbstractOps):
         self._backend = _kernels.Backend(self.isa, threads)
 
     def peak(self, rounds: int) -> int:
-        """Run `rounds` rounds of the instruction set's dot product on registers; returns the multiply-adds done."""
+        """Run `rounds` rounds of the instruction set's dot product on registers; returns the multiply-adds done.
+
+        The portable baseline has no such instruction and returns 0.
+        """
         return self._backend.peak(rounds)
 
     def _noise(self, layout: Layout, rank: int, address: NoiseAddress, first_unit: int, num_units: int) -> Noise:

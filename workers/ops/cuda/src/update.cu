@@ -229,8 +229,11 @@ ES_KERNEL __launch_bounds__(256) digest_words(
     const i64 offset = tensors[3 * blockIdx.y], size = tensors[3 * blockIdx.y + 1], index = tensors[3 * blockIdx.y + 2];
     u64 sum = 0;
     for (i64 k = (i64)blockIdx.x * blockDim.x + threadIdx.x; 8 * k < size; k += (i64)gridDim.x * blockDim.x) {
+        const i8* from = parameters + offset + 8 * k;
         u64 word = 0;
-        for (int j = 0; j < 8 && 8 * k + j < size; ++j) word |= (u64)(u8)parameters[offset + 8 * k + j] << 8 * j;
+#pragma unroll
+        for (int j = 0; j < 8; ++j)
+            if (8 * k + j < size) word |= (u64)(u8)from[j] << 8 * j;
         sum += mix(word ^ mix((u64)index << 40 | (u64)k));
     }
 #pragma unroll

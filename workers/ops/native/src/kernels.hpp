@@ -83,7 +83,7 @@ struct Kernels {
     // Moves parameters [0, n) whose |Z| reaches `least`; returns how many.
     int64_t (*apply)(int8_t* parameters, const int32_t* sums, int64_t n, uint32_t least);
 
-    // Dot-product throughput from registers: runs `rounds` rounds, returns multiply-adds done.
+    // Dot-product throughput from registers: runs `rounds` rounds, returns multiply-adds done (0: none to measure).
     int64_t (*peak)(int64_t rounds);
 };
 
