@@ -125,8 +125,7 @@ def _backend() -> Finding:
         ops, why = kernels("auto")
     except BackendError as error:
         return Finding("backend", "warn", str(error), "install es-service again; `es-service verify` tests its kernels")
-    isa = getattr(ops, "isa", None)
-    text = f"auto takes {why}{f'; instruction set {isa}' if isa else ''}"
+    text = f"auto takes {why}"
     if ops.name == "reference":
         remedy = "the reference is exact and slow: install es-service again with a C++ compiler to build native"
         return Finding("backend", "warn", text, remedy)

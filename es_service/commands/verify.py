@@ -17,8 +17,7 @@ __all__ = ["run"]
 def run(arguments: Namespace) -> int:
     """Every file gets its line; 1 if one differs, 2 if one cannot be used."""
     ops, why = kernels(arguments.backend)
-    isa = getattr(ops, "isa", None)
-    print(f"kernels: {why}{f', instruction set {isa}' if isa else ''}", flush=True)
+    print(f"kernels: {why}", flush=True)
     if arguments.files:
         return _compare_all(arguments.files, ops)
     with shipped_vectors() as files:

@@ -1,12 +1,13 @@
 """The CUDA kernels' own text, run on the host through the shim, against the reference: every result equal."""
 
+from pathlib import Path
+
 import numpy as np
 import pytest
-from pathlib import Path
 
 from es_service.errors import BackendError
 from es_service.models import egg
-from es_service.types import EggShape, Noise, NoiseAddress
+from es_service.types import EggShape, Layout, Noise, NoiseAddress, TensorSpec
 from workers import golden
 from workers.ops.cuda import _launch
 from workers.ops.cuda.emulated import EmulatedDevice, EmulatedOps
@@ -100,8 +101,9 @@ def test_a_lease_in_several_waves_equals_one(ops, monkeypatch):
 def test_unperturbed_scores_of_an_odd_number_of_rows(burn_in, ops):
     case = Case(48, 2, 1, 4, rows=7)
     state, expected_state = case.state_MLD[:7].copy(), case.state_MLD[:7].copy()
-    expected = REFERENCE.scores(REFERENCE.prepare(case.shape, case.parameters_P), case.rows_SW, burn_in, expected_state)
-    assert np.array_equal(expected, ops.scores(ops.prepare(case.shape, case.parameters_P), case.rows_SW, burn_in, state))
+    model, expected_model = ops.prepare(case.shape, case.parameters_P), REFERENCE.prepare(case.shape, case.parameters_P)
+    expected = REFERENCE.scores(expected_model, case.rows_SW, burn_in, expected_state)
+    assert np.array_equal(expected, ops.scores(model, case.rows_SW, burn_in, state))
     assert np.array_equal(expected_state, state)
 
 
@@ -128,6 +130,18 @@ def test_accumulate_adds_to_sums_modulo_2_32(shape, sign_noise, ops):
         sums = case.sums_P.copy()
         ops.accumulate(case.layout, noise, case.votes_Q, sign_noise, sums)
         assert np.array_equal(expected, sums)
+
+
+def test_accumulate_for_a_layout_whose_rows_share_counters(ops):
+    tensors = (TensorSpec("w", (5, 37), "matrix", 0, 0), TensorSpec("v", (19,), "vector", 1, 185))
+    layout, address, votes = Layout(tensors), NoiseAddress(9, 1), np.array([1, -1, 1, 0, -1], np.int8)
+    expected, sums = np.ones(layout.size, np.int32), np.ones(layout.size, np.int32)
+    noise = REFERENCE.noise(layout, 3, address, 2, 5)
+    assert np.array_equal(noise.factors_QF, ops.noise(layout, 3, address, 2, 5).factors_QF)
+    REFERENCE.accumulate(layout, noise, votes, False, expected)
+    ops.accumulate(layout, ops.noise(layout, 3, address, 2, 5), votes, False, sums)
+    assert np.array_equal(expected, sums)
+    assert REFERENCE.digest(layout, sums[:204].astype(np.int8)) == ops.digest(layout, sums[:204].astype(np.int8))
 
 
 def test_accumulate_of_extreme_recorded_noise_and_of_abstentions(ops):
@@ -160,7 +174,7 @@ def test_digest(ops):
 
 
 def test_a_model_that_fits_no_tile_is_refused(ops, monkeypatch):
-    monkeypatch.setattr(ops.device, "shared_limit", 10_000)
+    monkeypatch.setattr(ops.device, "shared_limit", 5_000)
     case = Case(64, 1, 1, 2)
     with pytest.raises(BackendError, match="shared memory"):
         case.member_scores(ops, case.noise)

@@ -13,8 +13,7 @@ __all__ = ["CudaOps"]
 class CudaOps(AbstractDeviceOps):
     """The kernels on this process's GPU. `threads` is accepted for the other backends' sake.
 
-    Raises:
-        BackendError: no CuPy, no driver, no GPU, or one that is too old.
+    Raises `BackendError` without CuPy, a driver or a GPU, and for a GPU that is too old.
     """
 
     name = "cuda"

@@ -24,7 +24,11 @@ _MIN_CAPABILITY = 80
 
 def _load() -> Any:
     """CuPy, with its cache of binaries on this node's own disk unless the user chose a place."""
-    os.environ.setdefault("CUPY_CACHE_DIR", str(Path(gettempdir()) / f"es-service-cupy-{os.getuid()}"))
+    directory = Path(gettempdir()) / f"es-service-cupy-{os.getuid()}"
+    directory.mkdir(mode=0o700, exist_ok=True)
+    owner = directory.lstat()
+    if owner.st_uid == os.getuid() and owner.st_mode & 0o777 == 0o700:  # binaries run from it: ours alone
+        os.environ.setdefault("CUPY_CACHE_DIR", str(directory))
     try:
         import cupy
     except ImportError as error:
@@ -35,8 +39,7 @@ def _load() -> Any:
 class CupyDevice(AbstractDevice):
     """Device 0 of this process (Ray hides the others) with a stream of its own; compiles every kernel at once.
 
-    Raises:
-        BackendError: no CuPy, no driver, no GPU, or one older than sm_80.
+    Raises `BackendError` without CuPy, a driver or a GPU, and for a GPU older than sm_80.
     """
 
     def __init__(self) -> None:

@@ -29,6 +29,7 @@ __all__ = [
     "digest",
     "fill_noise",
     "forward",
+    "in_whole_counters",
     "prepare",
     "shared_bytes",
     "vectors",
@@ -67,7 +68,7 @@ class DeviceEgg:
 
 @dataclass(frozen=True)
 class Forward:
-    """One launch of the forward pass; see struct Lease in forward.cu. `factors` and `products` are None without noise."""
+    """One launch of the forward pass; see struct Lease in forward.cu. `factors` is None without noise."""
 
     model: DeviceEgg
     rank: int
@@ -183,7 +184,7 @@ def shared_bytes(rows: int, width: int, rank: int) -> int:
     operand = padded + 16
     plain = padded + 32
     area = max(2 * operand + 2 * plain, 4 * width + 16, 256 + 16)
-    return rows * (plain + operand + area + 12 * rank + 12) + 128
+    return rows * (plain + operand + area + 12 * rank + 12) + 640
 
 
 def choose_tile(device: AbstractDevice, shape: EggShape, rank: int, members: int) -> int:
@@ -201,6 +202,13 @@ def _divisor(in_size: int) -> tuple[int, int]:
     """16 isqrt(in), and the rounded 2^30 / divisor; 0 where a shift does it."""
     divisor = 16 * isqrt(in_size)
     return divisor, 0 if divisor & (divisor - 1) == 0 else ((1 << 30) + divisor // 2) // divisor
+
+
+def _scale(shape: EggShape, rank: int, in_size: int) -> int:
+    """2^S where the accumulator times 2^S plus the noise stays within int32 and the divisor is a power of two, or 0."""
+    dot = in_size * 128 * 128
+    scale = 1 << (4 + shape.sigma_shift)
+    return scale if _divisor(in_size)[1] == 0 and dot * scale + rank * dot * 128 < 1 << 31 else 0
 
 
 def forward(device: AbstractDevice, call: Forward, tile: int | None = None) -> None:
@@ -235,6 +243,9 @@ def forward(device: AbstractDevice, call: Forward, tile: int | None = None) -> N
         call.burn_in,
         *_divisor(shape.width),
         *_divisor(4 * shape.width),
+        _scale(shape, call.rank, shape.width),
+        _scale(shape, call.rank, 4 * shape.width),
+        -(-(1 << 32) // shape.width),
         0 if call.factors is None else int(call.factors.shape[1]),
         0 if call.factors is None else int(call.vectors.shape[1]),
     )
@@ -262,8 +273,13 @@ def _vote_blocks(layout: Layout, rank: int) -> Iterator[tuple[int, ...]]:
                 yield slot.tensor.size, slot.tensor.offset, slot.first, slot.tensor.index, element
 
 
+def in_whole_counters(layout: Layout) -> bool:
+    """Whether rows of 16 factor entries never share a counter, which is what vote_matrix rebuilds them by."""
+    return all(size % 16 == 0 for t in layout.tensors if t.kind == "matrix" for size in t.shape)
+
+
 def accumulate(device: AbstractDevice, table: Any, votes: Votes, sums: Any) -> None:
-    """sums += Z of the units that voted."""
+    """Add to sums the Z of the units that voted."""
     active, shared_tail = len(votes.units), (int(votes.sign_noise), *address_key(votes.address), votes.first_unit)
     factors, products = votes.layout.noise_sizes(votes.rank)
     tiles = list(_vote_tiles(votes.layout, votes.rank))

@@ -74,7 +74,7 @@ class AbstractDeviceOps(AbstractOps):
 
     def _pairs_at_once(self, shape: EggShape, noise: Noise) -> int:
         """Whole waves of the largest tile that keep within the memory set aside for noise."""
-        pair_bytes = noise.factors_QF.shape[1] + 4 * noise.products_QV.shape[1]
+        pair_bytes: int = noise.factors_QF.shape[1] + 4 * noise.products_QV.shape[1]
         wave = self.wave_pairs(shape, noise.rank)
         return max(1, _NOISE_BYTES // (pair_bytes * wave)) * wave
 
@@ -151,10 +151,10 @@ class AbstractDeviceOps(AbstractOps):
             return
         counters = counters_of(noise)
         address, first, factors, products = NoiseAddress(0, 0), 0, None, None
-        if counters is None:
-            factors, products = self.device.upload(noise.factors_QF), self.device.upload(noise.products_QV)
-        else:
+        if counters is not None and _launch.in_whole_counters(layout):
             address, first = counters.address, counters.first
+        else:
+            factors, products = self._part_on_device(noise, 0, len(votes_Q))
         units, votes = self.device.upload(active_K), self.device.upload(votes_Q[active_K])
         source = (factors, products)
         call = Votes(layout, noise.rank, address, first, units, votes, sign_noise, *source)
@@ -171,4 +171,3 @@ class AbstractDeviceOps(AbstractOps):
     def _digest(self, layout: Layout, parameters_P: Int8Array) -> int:
         total = _launch.digest(self.device, layout, self.device.upload(parameters_P))
         return int(self.device.download(total)[0])
-

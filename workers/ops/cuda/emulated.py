@@ -28,7 +28,17 @@ from workers.ops.cuda._ops import AbstractDeviceOps
 __all__ = ["EmulatedDevice", "EmulatedOps", "build"]
 
 _SHIM = Path(__file__).parent / "shim"
-_FLAGS = ("-std=c++17", "-O2", "-g1", "-fPIC", "-shared", "-pthread", "-fwrapv", "-fno-strict-aliasing", "-Wno-unknown-pragmas")
+_FLAGS = (
+    "-std=c++17",
+    "-O2",
+    "-g1",
+    "-fPIC",
+    "-shared",
+    "-pthread",
+    "-fwrapv",
+    "-fno-strict-aliasing",
+    "-Wno-unknown-pragmas",
+)
 
 
 class EmulatedDevice(AbstractDevice):
@@ -89,8 +99,7 @@ class EmulatedDevice(AbstractDevice):
 class EmulatedOps(AbstractDeviceOps):
     """`CudaOps` without a GPU: the same launchers and kernels, thousands of times slower.
 
-    Raises:
-        BackendError: no C++ compiler here, or one that fails.
+    Raises `BackendError` where there is no C++ compiler, or one that fails.
     """
 
     name = "cuda-emulated"
@@ -145,7 +154,11 @@ def _wrappers(kernels: Mapping[str, Signature]) -> str:
     lines = [_wrapper(signature) for signature in kernels.values()]
     table = "".join(f'{{"{name}", run_{name}}}, ' for name in kernels)
     head = "struct ShimKernel { const char* name; void (*run)(void**); };\n"
-    return head + "\n".join(lines) + f'\nextern "C" const ShimKernel es_shim_kernels[] = {{{table}{{nullptr, nullptr}}}};\n'
+    return (
+        head
+        + "\n".join(lines)
+        + f'\nextern "C" const ShimKernel es_shim_kernels[] = {{{table}{{nullptr, nullptr}}}};\n'
+    )
 
 
 def _wrapper(signature: Signature) -> str:

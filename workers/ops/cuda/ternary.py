@@ -53,7 +53,9 @@ class TernaryKernels:
         self.device.launch("ternary_slice", (blocks(count, _THREADS), 1), 0, result, votes, *numbers)
         return self.device.download(result)
 
-    def bernoulli_step(self, address: NoiseAddress, weights_P: Int8Array, votes_U: Int8Array, density: float) -> Int32Array:
+    def bernoulli_step(
+        self, address: NoiseAddress, weights_P: Int8Array, votes_U: Int8Array, density: float
+    ) -> Int32Array:
         """The same for Bernoulli supports; weights change in place, the sums (size,) int32 are returned."""
         size, below = len(weights_P), int(density * (1 << 32))
         check("weights", weights_P, np.int8, (size,))

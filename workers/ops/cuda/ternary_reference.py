@@ -54,7 +54,7 @@ def _walk(address: NoiseAddress, size: int, values_n: npt.ArrayLike, back: bool)
 
 
 def permutation(address: NoiseAddress, size: int, values_n: npt.ArrayLike) -> Int64Array:
-    """pi of each value in [0, size)."""
+    """The images under pi of each value in [0, size)."""
     return _walk(address, size, values_n, back=False)
 
 
@@ -79,7 +79,7 @@ def support(address: NoiseAddress, size: int, first: int, count: int) -> tuple[I
 
 
 def step(address: NoiseAddress, weights_P: Int8Array, votes_U: Int8Array, nonzeros: int) -> None:
-    """weights := clamp_T(weights + sum_i vote_i perturbation_i), in place."""
+    """In place, weights := clamp_T(weights + sum_i vote_i perturbation_i)."""
     positions, signs = support(address, len(weights_P), 0, len(votes_U) * nonzeros)
     moved = weights_P[positions] + np.repeat(votes_U, nonzeros) * signs
     weights_P[positions] = np.clip(moved, -1, 1)

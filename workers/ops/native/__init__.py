@@ -74,7 +74,7 @@ class NativeOps(AbstractOps):
     def peak(self, rounds: int) -> int:
         """Run `rounds` rounds of the instruction set's dot product on registers; returns the multiply-adds done.
 
-        The portable baseline has no such instruction and returns 0.
+        0 where there is no such instruction: the portable baseline beyond x86-64.
         """
         return self._backend.peak(rounds)
 

@@ -118,6 +118,7 @@ T __shfl_xor_sync(unsigned, T value, int step, SHIM_SITE) {
 inline int __clz(int value) { return value ? __builtin_clz(unsigned(value)) : 32; }
 inline int __popc(unsigned value) { return __builtin_popcount(value); }
 inline int __mulhi(int a, int b) { return int((long long)a * b >> 32); }
+inline unsigned __umulhi(unsigned a, unsigned b) { return unsigned((unsigned long long)a * b >> 32); }
 inline int __dp4a(int a, int b, int sum) {
     for (int j = 0; j < 4; ++j) sum += shim::low_bits(unsigned(a), j) * shim::low_bits(unsigned(b), j);
     return sum;

@@ -16,8 +16,12 @@ typedef unsigned long long u64;
 #define FULL_WARP 0xFFFFFFFFu
 #ifdef __CUDA_ARCH__
 #define ES_SHARED(name) extern __shared__ __align__(16) u8 name[]
-#else
+#define ES_CALLER
+#define ES_PASS_CALLER
+#else  // warp-wide functions know who called them: the shim compares that between lanes
 #define ES_SHARED(name) u8* const name = shim::shared()
+#define ES_CALLER , SHIM_SITE
+#define ES_PASS_CALLER , file, line
 #endif
 
 // ---- tensor cores and packed bytes ---------------------------------------------------------------------------
@@ -25,19 +29,19 @@ typedef unsigned long long u64;
 // c (16 x 8 int32) += a (16 x 32 int8, row-major) b (32 x 8 int8, column-major), modulo 2^32, over one warp.
 // Lane = 4 g + t. a[0], a[1]: rows g, g + 8, columns 4t .. 4t + 3; a[2], a[3]: the same, columns + 16.
 // b0, b1: column g, rows 4t .. 4t + 3 and + 16. c[0], c[1]: row g, columns 2t, 2t + 1; c[2], c[3]: row g + 8.
-ES_DEVICE void mma_s8(i32 (&c)[4], const u32 (&a)[4], u32 b0, u32 b1) {
+ES_DEVICE void mma_s8(i32 (&c)[4], const u32 (&a)[4], u32 b0, u32 b1 ES_CALLER) {
 #ifdef __CUDA_ARCH__
     asm("mma.sync.aligned.m16n8k32.row.col.s32.s8.s8.s32 {%0,%1,%2,%3}, {%4,%5,%6,%7}, {%8,%9}, {%0,%1,%2,%3};"
                  : "+r"(c[0]), "+r"(c[1]), "+r"(c[2]), "+r"(c[3])
                  : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b0), "r"(b1));
 #else
-    shim::mma_s8(c, a, b0, b1);
+    shim::mma_s8(c, a, b0, b1, file, line);
 #endif
 }
 
 // Four 8 x 16 byte matrices from shared memory: lane l gives the address of row l mod 8 of matrix l div 8 and gets
 // bytes 4t .. 4t + 3 of row g of each. With rows 0-7, 8-15, 0-7 + 16 bytes, 8-15 + 16 bytes this is mma_s8's a.
-ES_DEVICE void load_matrix(u32 (&a)[4], const void* row) {
+ES_DEVICE void load_matrix(u32 (&a)[4], const void* row ES_CALLER) {
 #ifdef __CUDA_ARCH__
     const u32 address = (u32)__cvta_generic_to_shared(row);
     asm volatile("ldmatrix.sync.aligned.m8n8.x4.shared.b16 {%0,%1,%2,%3}, [%4];"
@@ -45,7 +49,7 @@ ES_DEVICE void load_matrix(u32 (&a)[4], const void* row) {
                  : "r"(address)
                  : "memory");
 #else
-    shim::load_matrix(a, row);
+    shim::load_matrix(a, row, file, line);
 #endif
 }
 
@@ -111,7 +115,7 @@ ES_DEVICE void check_shared(i64 used) {
 }
 
 // Sum over the warp modulo 2^32, in every lane.
-ES_DEVICE i32 warp_sum(i32 value) { return __reduce_add_sync(FULL_WARP, value); }
+ES_DEVICE i32 warp_sum(i32 value ES_CALLER) { return __reduce_add_sync(FULL_WARP, value ES_PASS_CALLER); }
 
 ES_DEVICE i32 byte_of(u32 word, int j) { return (i8)(word >> 8 * j); }
 ES_DEVICE i32 byte_of(uint2 words, int j) { return byte_of(j < 4 ? words.x : words.y, j & 3); }

@@ -20,23 +20,38 @@ struct Lease {
     Shape shape;
     i32 members, noise_shift, row_bytes, steps, burn_in;
     i32 divisor_width, multiplier_width, divisor_hidden, multiplier_hidden;  // of inputs of width D and 4 D
+    u32 scale_width, scale_hidden, inverse_width;                           // see Divisor; 2^32 / D, rounded up
     i32 factor_stride, vector_stride;  // of a pair's factors, of a member's vectors (0: one row serves all)
 };
 
-// acc div (16 isqrt(in)), then c. A power of two (multiplier 0) is a shift; otherwise, within the range that c keeps,
-// the floor of (v + 1/2) / d by multiplier = 2^30 / d: its error, 2^-14, is below the 1 / (2 d) needed to cross.
+ES_DEVICE uint2 pack8(i32 (&v)[8]) { return {pack4(v[0], v[1], v[2], v[3]), pack4(v[4], v[5], v[6], v[7])}; }
+ES_DEVICE uint2 clip8(i32 (&v)[8]) { return {clip4(v[0], v[1], v[2], v[3]), clip4(v[4], v[5], v[6], v[7])}; }
+
+// c((acc + (noise >> S)) div (16 isqrt(in))). A power of two (multiplier 0) is a shift; otherwise, within the range
+// that c keeps, the floor of (v + 1/2) / d by multiplier = 2^30 / d: its error, 2^-14, is below the 1 / (2 d) needed
+// to cross. Where acc 2^S + noise cannot overflow, its floor by 2^S d is the same number, and one shift does both:
+// scale is then 2^S, otherwise 0, and the noise is summed on acc x scale.
 struct Divisor {
     i32 divisor, multiplier;
-    ES_DEVICE uint2 divide(i32 (&v)[8]) const {
+    u32 scale;
+    ES_DEVICE uint2 divide(const i32 (&acc)[8], const u32 (&sum)[8], i32 noise_shift) const {
+        const i32 shift = 31 - __clz(divisor);
+        i32 v[8];
+        if (scale) {
+#pragma unroll
+            for (int j = 0; j < 8; ++j) v[j] = (i32)sum[j] >> (shift + noise_shift);
+            return clip8(v);
+        }
+#pragma unroll
+        for (int j = 0; j < 8; ++j) v[j] = acc[j] + ((i32)sum[j] >> noise_shift);
         if (multiplier == 0) {
-            const i32 shift = 31 - __clz(divisor);
 #pragma unroll
             for (int j = 0; j < 8; ++j) v[j] >>= shift;
         } else {
 #pragma unroll
             for (int j = 0; j < 8; ++j) v[j] = __mulhi(4 * max(-127 * divisor, min(128 * divisor - 1, v[j])) + 2, multiplier);
         }
-        return {clip4(v[0], v[1], v[2], v[3]), clip4(v[4], v[5], v[6], v[7])};
+        return clip8(v);
     }
 };
 
@@ -55,6 +70,7 @@ struct Places {
     i32* dots;                                      // [3][rows][rank], the member's sign included
     i32 *total, *token, *text, *mantissa;           // [rows] each, [16]
     u32* log_steps;                                 // [16]
+    i32* reciprocals;                               // [128], 2^30 / n
 
     ES_DEVICE Places(u8* shared, i32 rows, i32 width, i32 rank) {
         const i32 padded = pad(width, 32);
@@ -66,7 +82,7 @@ struct Places {
         gate = passed + rows * operand_stride, term = gate + rows * plain_stride;
         dots = (i32*)(hidden + rows * max(max(2 * operand_stride + 2 * plain_stride, wide_stride), kVocabulary + 16));
         total = dots + 3 * rows * rank, token = total + rows, text = token + rows;
-        mantissa = text + rows, log_steps = (u32*)(mantissa + 16);
+        mantissa = text + rows, log_steps = (u32*)(mantissa + 16), reciprocals = mantissa + 32;
     }
 };
 
@@ -90,8 +106,9 @@ struct Tile {
 
     ES_DEVICE Tile(const Lease& lease, u8* memory) : f(lease), shared(memory), first(0) {
         const Places here = places();
-        check_shared((u8*)(here.log_steps + 16) - shared);
+        check_shared((u8*)(here.reciprocals + 128) - shared);
         for (u32 i = threadIdx.x; i < 16; i += kThreads) here.mantissa[i] = kMantissa[i], here.log_steps[i] = kLogSteps[i];
+        for (i32 i = threadIdx.x; i < 128; i += kThreads) here.reciprocals[i] = i ? ((1 << 30) + i / 2) / i : 0;
     }
 
     // Made anew by each phase: a dozen instructions, where members would hold a dozen registers during a product.
@@ -178,7 +195,8 @@ struct Tile {
         });
     }
 
-    // u = c((x w) div max(1, (sum |x|) div D)).
+    // u = c((x w) div max(1, (sum |x|) div D)). The means' reciprocals come from a table, 1 / D from the launcher:
+    // below 2^17, times the rounded-up 2^32 / D, the high word is the exact quotient.
     ES_DEVICE void normalise(i32 index) {
         const Places here = places();
         const i32 width = f.shape.width;
@@ -186,20 +204,27 @@ struct Tile {
             const i8* from = here.x + row * here.plain_stride;
             i32 sum = 0;
 #pragma unroll 1
-            for (i32 at = 4 * lane(); at < width; at += 128) {
-                const u32 word = *(const u32*)(from + at), negative = word >> 7 & 0x01010101u;
-                sum = __dp4a((i32)((word ^ negative * 255) + negative), 0x01010101, sum);  // |x| of four bytes
+            for (i32 at = 8 * lane(); at < width; at += 256) {
+                const uint2 eight = *(const uint2*)(from + at);
+                sum = __dp4a((i32)absolute(eight.x), 0x01010101, __dp4a((i32)absolute(eight.y), 0x01010101, sum));
             }
-            const i32 mean = max(1, warp_sum(sum) / width), reciprocal = ((1 << 30) + mean / 2) / mean;
+            const i32 mean = max(1, (i32)__umulhi((u32)warp_sum(sum), f.inverse_width)), reciprocal = here.reciprocals[mean];
 #pragma unroll 1
-            for (i32 at = 4 * lane(); at < width; at += 128) {
-                const u32 a = *(const u32*)(from + at), b = load_noise4(vector(row, index, at));
-                i32 y[4];  // the floor of (v + 1/2) / mean, |v| < 2^14: as in Divisor
-                for (int j = 0; j < 4; ++j) y[j] = __mulhi(4 * byte_of(a, j) * byte_of(b, j) + 2, reciprocal);
-                *(u32*)(here.u + row * here.operand_stride + at) = clip4(y[0], y[1], y[2], y[3]);
+            for (i32 at = 8 * lane(); at < width; at += 256) {
+                const uint2 a = *(const uint2*)(from + at), b = load_noise8(vector(row, index, at));
+                i32 y[8];  // the floor of (v + 1/2) / mean, |v| < 2^14: as in Divisor
+#pragma unroll
+                for (int j = 0; j < 8; ++j) y[j] = __mulhi(4 * byte_of(a, j) * byte_of(b, j) + 2, reciprocal);
+                *(uint2*)(here.u + row * here.operand_stride + at) = clip8(y);
             }
         });
         __syncwarp();
+    }
+
+    // |x| of four bytes in -127 .. 127.
+    ES_DEVICE static u32 absolute(u32 word) {
+        const u32 negative = word >> 7 & 0x01010101u;
+        return (word ^ negative * 255) + negative;
     }
 
     // dots[row][r] = sign (operand . B_r). All pairs of the warp at once: their loads overlap.
@@ -210,13 +235,13 @@ struct Tile {
             const i32 offset = p.matrix.factors + rank * p.matrix.out + r * p.matrix.in;
             i32 even[kPairs] = {}, odd[kPairs] = {};
 #pragma unroll 1
-            for (i32 at = 4 * lane(); at < p.matrix.in; at += 128) {
-                u32 b[kPairs];
-                each_pair([&](int i, int row) { b[i] = load_noise4(factors(row, offset + at)); });
+            for (i32 at = 8 * lane(); at < p.matrix.in; at += 256) {
+                uint2 b[kPairs];
+                each_pair([&](int i, int row) { b[i] = load_noise8(factors(row, offset + at)); });
                 each_pair([&](int i, int row) {
                     const i8* from = p.operand + row * p.operand_stride + at;
-                    even[i] = __dp4a(*(const i32*)from, (i32)b[i], even[i]);
-                    odd[i] = __dp4a(*(const i32*)(from + p.operand_stride), (i32)b[i], odd[i]);
+                    even[i] = dot8(*(const uint2*)from, b[i], even[i]);
+                    odd[i] = dot8(*(const uint2*)(from + p.operand_stride), b[i], odd[i]);
                 });
             }
             each_pair([&](int i, int row) {
@@ -226,19 +251,24 @@ struct Tile {
         }
     }
 
+    ES_DEVICE static i32 dot8(uint2 a, uint2 b, i32 sum) {
+        return __dp4a((i32)a.x, (i32)b.x, __dp4a((i32)a.y, (i32)b.y, sum));
+    }
+
     // ---- products: a warp takes 16 MT members and every WN-th group of 32 outputs -----------------------------
 
     ES_DEVICE void product(const Product& p, i32 layer, i32 which) {
         const i32 steps = (p.matrix.in + 31) / 32, row0 = warp() / WN * 16 * MT;
         const bool wide = which == kMlp1;
-        const Divisor divisor = {wide ? f.divisor_hidden : f.divisor_width, wide ? f.multiplier_hidden : f.multiplier_width};
+        const Divisor divisor = {wide ? f.divisor_hidden : f.divisor_width, wide ? f.multiplier_hidden : f.multiplier_width,
+                                 wide ? f.scale_hidden : f.scale_width};
 #pragma unroll 1
         for (i32 group = warp() % WN; group < (p.matrix.out + 31) / 32; group += WN) {
             i32 acc[MT][4][4] = {};
             const uint4* weights = (const uint4*)f.packed + (64 * (i64)(p.matrix.packed + group * steps) + lane());
             const i8* from = p.operand + (row0 + (lane() & 15)) * p.operand_stride + (lane() >> 4) * 16;
             uint4 next0 = __ldg(weights), next1 = __ldg(weights + 32);
-#pragma unroll 1
+#pragma unroll 2
             for (i32 step = steps; step > 0; --step, from += 32) {
                 const uint4 b0 = next0, b1 = next1;
                 if (step > 1) weights += 64, next0 = __ldg(weights), next1 = __ldg(weights + 32);
@@ -262,22 +292,29 @@ struct Tile {
 
     // result = c((acc + ((sum_r (x . B_r) (sign A_r)) >> S)) div (16 isqrt(in))), rows row, row + 8, ..
     ES_DEVICE void finish(const Product& p, i32 (&acc)[MT][4][4], i32 row0, i32 out, const Divisor& by) {
-        const i32 rank = f.shape.rank;
 #pragma unroll
         for (int i = 0; i < 2 * MT; ++i) {
             const i32 row = row0 + 8 * i;
             i32 v[8];
-            u32 sum[8] = {};  // unsigned: modulo 2^32
-#pragma unroll 1
-            for (i32 r = 0; r < rank; ++r) {
-                const uint2 a = load_noise8(factors(row, p.matrix.factors + r * p.matrix.out + out));
-                const u32 factor = (u32)p.dots[row * rank + r];
+            u32 sum[8];  // unsigned: modulo 2^32
 #pragma unroll
-                for (int j = 0; j < 8; ++j) sum[j] += factor * (u32)byte_of(a, j);
+            for (int j = 0; j < 8; ++j) {
+                v[j] = acc[i / 2][j / 2][i % 2 * 2 + j % 2];
+                sum[j] = (u32)v[j] * by.scale;
             }
+            add_noise(p, row, out, sum);
+            *(uint2*)(p.result + row * p.result_stride + out) = by.divide(v, sum, f.noise_shift);
+        }
+    }
+
+    // sum += sum_r (x . B_r) (sign A_r).
+    ES_DEVICE void add_noise(const Product& p, i32 row, i32 out, u32 (&sum)[8]) const {
+#pragma unroll 1
+        for (i32 r = 0; r < f.shape.rank; ++r) {
+            const uint2 a = load_noise8(factors(row, p.matrix.factors + r * p.matrix.out + out));
+            const u32 factor = (u32)p.dots[row * f.shape.rank + r];
 #pragma unroll
-            for (int j = 0; j < 8; ++j) v[j] = acc[i / 2][j / 2][i % 2 * 2 + j % 2] + ((i32)sum[j] >> f.noise_shift);
-            *(uint2*)(p.result + row * p.result_stride + out) = by.divide(v);
+            for (int j = 0; j < 8; ++j) sum[j] += factor * (u32)byte_of(a, j);
         }
     }
 
@@ -332,10 +369,9 @@ struct Tile {
         i32 sum[8];
 #pragma unroll
         for (int j = 0; j < 8; ++j) sum[j] = byte_of(before, j) + byte_of(y, j);
-        *residual = {clip4(sum[0], sum[1], sum[2], sum[3]), clip4(sum[4], sum[5], sum[6], sum[7])};
+        *residual = clip8(sum);
     }
 
-    ES_DEVICE static uint2 pack8(i32 (&v)[8]) { return {pack4(v[0], v[1], v[2], v[3]), pack4(v[4], v[5], v[6], v[7])}; }
 
     // ---- one byte --------------------------------------------------------------------------------------------
 
@@ -446,11 +482,11 @@ ES_DEVICE void forward(const Lease& lease) {
     const i8 *__restrict__ factors, const u8 *__restrict__ rows, const i32 *__restrict__ row_of_pair, i8 *state,        \
     i32 *scores, i8 *logits, i32 width, i32 layers, i32 rank, i32 members, i32 noise_shift, i32 row_bytes, i32 steps,   \
     i32 burn_in, i32 divisor_width, i32 multiplier_width, i32 divisor_hidden, i32 multiplier_hidden,          \
-    i32 factor_stride, i32 vector_stride
+    u32 scale_width, u32 scale_hidden, u32 inverse_width, i32 factor_stride, i32 vector_stride
 #define ES_LEASE                                                                                                        \
     {embedding, packed, vectors, factors, rows, row_of_pair, state, scores, logits, {width, layers, rank}, members,     \
      noise_shift, row_bytes, steps, burn_in, divisor_width, multiplier_width, divisor_hidden, multiplier_hidden,    \
-     factor_stride, vector_stride}
+     scale_width, scale_hidden, inverse_width, factor_stride, vector_stride}
 
 // The name's number is kRows; launch.py takes the tile that fills the device and fits its shared memory.
 ES_KERNEL __launch_bounds__(512, 1) egg_forward_16(ES_LEASE_PARAMETERS) { forward<Tile<1, 1, 16>>(ES_LEASE); }

@@ -28,11 +28,12 @@ ES_DEVICE u32 signs4(u32 word) {
     return result;
 }
 
-// Entries n .. n + 15 of a factor of one unit, those at or after `size` zero.
+// Entries n .. n + 15 of a factor of one unit, those at or after `size` zero. From counters n is a multiple of 16.
 ES_DEVICE uint4 factor16(const NoiseSource& s, i32 unit, u32 place, i64 offset, i64 n, i64 size) {
     uint4 words = {0, 0, 0, 0};
-    if (n >= size) return words;
-    if (s.factors) {
+    if (!s.factors) {
+        words = noise16(s.table, s.key, (u32)(n / 16), place, s.first_unit + (u32)unit);
+    } else {
         const i8* from = s.factors + unit * s.factor_stride + offset + n;
         if (n + 16 <= size && ((u64)from & 15) == 0) {
             words = *(const uint4*)from;
@@ -41,19 +42,6 @@ ES_DEVICE uint4 factor16(const NoiseSource& s, i32 unit, u32 place, i64 offset, 
 #pragma unroll
             for (int j = 0; j < 16; ++j)
                 if (n + j < size) parts[j / 4] |= (u32)(u8)from[j] << 8 * (j % 4);
-            words = {parts[0], parts[1], parts[2], parts[3]};
-        }
-    } else {
-        words = noise16(s.table, s.key, (u32)(n / 16), place, s.first_unit + (u32)unit);
-        if (const int shift = (int)(n % 16)) {  // rows of a width that is no multiple of 16
-            const uint4 after = noise16(s.table, s.key, (u32)(n / 16) + 1, place, s.first_unit + (u32)unit);
-            u32 parts[4] = {};
-#pragma unroll
-            for (int j = 0; j < 16; ++j) {
-                const int at = j + shift;
-                const u32 byte = at < 16 ? word_of(words, at / 4) >> 8 * (at % 4) : word_of(after, at / 4 - 4) >> 8 * (at % 4);
-                parts[j / 4] |= (byte & 255) << 8 * (j % 4);
-            }
             words = {parts[0], parts[1], parts[2], parts[3]};
         }
     }
@@ -143,13 +131,13 @@ ES_KERNEL __launch_bounds__(256) vote_matrix(
     const bool is_row = threadIdx.x < 128;
     const i32 entry = threadIdx.x % 8 * 16, quad = threadIdx.x / 8 % 16 * 4;
     const u32 place = (u32)(is_row ? kFactorA : kFactorB) << 24 | (u32)tile.index;
+    const i64 offset = is_row ? tile.first : tile.second, size = is_row ? tile.out : tile.in;
+    const i64 begin = (is_row ? tile.row : tile.column) + entry;
     i8* to = (is_row ? rows : columns) + entry * kTileStride + quad;
     i32 acc[4][4][4] = {};
+#pragma unroll 1
     for (i32 depth = 0; depth < active * rank; depth += kTileDepth) {
-        if (is_row)
-            stage16(source, votes, rank, depth + quad, active * rank, place, tile.first, tile.out, tile.row + entry, to);
-        else
-            stage16(source, nullptr, rank, depth + quad, active * rank, place, tile.second, tile.in, tile.column + entry, to);
+        stage16(source, is_row ? votes : nullptr, rank, depth + quad, active * rank, place, offset, size, begin, to);
         __syncthreads();
         multiply_stage(acc, rows, columns);
         __syncthreads();

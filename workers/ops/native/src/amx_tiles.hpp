@@ -1,7 +1,7 @@
 // The AMX instructions that the kernels use. All tiles are 16 rows of 64 bytes.
+//
+// Written out: GCC 12's intrinsics take literal tile numbers only and do not say which memory they read and write.
 #pragma once
-
-#include <immintrin.h>
 
 #include <cstdint>
 #include <cstring>
@@ -20,11 +20,10 @@ inline void configure() {
     memset(&config, 0, sizeof config);
     config.palette = 1;
     for (int tile = 0; tile < 8; ++tile) config.bytes[tile] = 64, config.rows[tile] = 16;
-    _tile_loadconfig(&config);
+    asm volatile("ldtilecfg %0" ::"m"(config));
 }
-inline void release() { _tile_release(); }
+inline void release() { asm volatile("tilerelease"); }
 
-// Written out because GCC's intrinsics take literal tile numbers only and do not say that they touch memory.
 template <int TILE>
 inline __attribute__((always_inline)) void zero() {
     asm volatile("tilezero %%tmm%c0" ::"i"(TILE));

@@ -4,6 +4,7 @@
 #include <atomic>
 #include <cstring>
 #include <new>
+#include <system_error>
 #include <thread>
 
 namespace es {
@@ -21,7 +22,11 @@ void parallel(size_t items, int threads, const std::function<void(size_t, int)>&
     };
     std::vector<std::thread> helpers;
     const int useful = int(std::min(size_t(threads), items));
-    for (int thread = 1; thread < useful; ++thread) helpers.emplace_back(loop, thread);
+    try {
+        for (int thread = 1; thread < useful; ++thread) helpers.emplace_back(loop, thread);
+    } catch (const std::system_error&) {
+        // No more threads to be had: the others do the work, with the same result.
+    }
     loop(0);
     for (auto& helper : helpers) helper.join();
 }

@@ -297,7 +297,8 @@ struct Tile {
 
     template <bool SHIFTS, bool OPERAND, class Out>
     void multiply(int index, const Divisor& divisor, const uint8_t* panel, const Operand* in, Out* y) {
-        Product<Out> p{matrix_at(f.shape, index), divisor, y, {}};
+        Product<Out> p;  // the noise of many ranks is large: it is not cleared
+        p.matrix = matrix_at(f.shape, index), p.divisor = divisor, p.y = y;
         const size_t bytes = I::panel_bytes(p.matrix.in);
         const int in_quads = p.matrix.in / 4;
         if (RANK)
