@@ -5,7 +5,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 NATIVE := $(shell find workers/ops/native -name '*.cpp' -o -name '*.hpp' -o -name '*.h' -o -name '*.inc') CMakeLists.txt
 
-.PHONY: install train test lint wheel sanitize aarch64 bench clean
+.PHONY: install train test lint sanitize amx aarch64 wheel bench clean
 
 install: $(VENV)/installed
 
@@ -25,6 +25,11 @@ lint: install
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+
+# The native kernels alone: sanitizers, the AMX code on emulated tiles, aarch64 under qemu
+# (Debian: apt-get install g++-aarch64-linux-gnu qemu-user).
+sanitize amx aarch64: install
+	PYTHON=$(abspath $(BIN)/python) tests/native/$@.sh
 
 wheel: install
 	$(BIN)/pip wheel --quiet --no-deps --constraint constraints.txt --wheel-dir dist .

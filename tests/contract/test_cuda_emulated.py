@@ -6,9 +6,12 @@ import numpy as np
 import pytest
 
 from es_service.errors import BackendError
+from es_service.messages import Commit, Lease, Restore
 from es_service.models import egg
+from es_service.problem import initial_parameters, layout_of
 from es_service.types import EggShape, Layout, Noise, NoiseAddress, TensorSpec
 from workers import golden
+from workers.evaluator import Evaluator
 from workers.ops.cuda import _launch
 from workers.ops.cuda.emulated import EmulatedDevice, EmulatedOps
 from workers.ops.reference import ReferenceOps
@@ -185,3 +188,34 @@ def test_without_a_compiler_the_backend_says_what_is_missing(monkeypatch):
     monkeypatch.delenv("CXX", raising=False)
     with pytest.raises(BackendError, match=r"install g\+\+"):
         EmulatedOps()
+
+
+def test_a_worker_on_these_kernels_votes_and_updates_as_one_on_the_reference(ops, tiny_config):
+    config, train = tiny_config(), np.random.default_rng(2).integers(0, 256, 20_000, dtype=np.uint8)
+    results = []
+    for one in (REFERENCE, ops):
+        worker, layout = Evaluator(config, train, one), layout_of(config)
+        parameters_P = initial_parameters(config)
+        worker.restore(Restore(worker.run, 0, one.digest(layout, parameters_P), b""))
+        answers = []
+        for generation in range(2):
+            answers.append(worker.evaluate(Lease(generation, 0, 20, 0)))
+            worker.advance(Commit(generation, worker.algorithm.threshold(generation), answers[-1].payload))
+        results.append(
+            [(a.payload, a.digest, a.score_sum, a.score_min, a.score_max) for a in answers] + [worker._digest]
+        )
+    assert results[0] == results[1]
+
+
+@pytest.mark.parametrize(
+    ("width", "rank", "sigma_shift"), [(64, 1, 4), (64, 3, 0), (256, 1, 4), (16, 4, 9), (48, 2, 16)]
+)
+def test_the_largest_values_that_arrays_can_hold(width, rank, sigma_shift, ops):
+    """One shift stands for two where int32 cannot overflow: these are the values closest to it, and beyond."""
+    case, rng = Case(width, 1, rank, 4, sigma_shift=sigma_shift), np.random.default_rng(width)
+    case.parameters_P = rng.choice(np.array([-128, 127], np.int8), case.layout.size)
+    factors_QF = rng.choice(np.array([-128, 127], np.int8), case.noise.factors_QF.shape)
+    factors_QF[0], factors_QF[1] = -128, 127
+    products_QV = rng.choice(np.array([-32768, 32767, 0], np.int16), case.noise.products_QV.shape)
+    noise = Noise(rank, factors_QF, products_QV)
+    assert np.array_equal(case.member_scores(REFERENCE, noise), case.member_scores(ops, noise))

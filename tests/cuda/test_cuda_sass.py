@@ -20,8 +20,8 @@ REGISTERS = {
     "vote_vector": 96,
 }
 DEFAULT_REGISTERS = 40
-# 4 operands x MT member rows a step of the product; vote_matrix: 16 a step, two steps.
-TENSOR = {"egg_forward_128": 16, "egg_forward_64": 16, "egg_forward_32": 8, "egg_forward_16": 4, "vote_matrix": 32}
+# A step of a product is 4 x MT (4, 8 or 16); its loop is unrolled by two and has a remainder. vote_matrix: 2 x 16.
+TENSOR = {"egg_forward_128": 48, "egg_forward_64": 48, "egg_forward_32": 24, "egg_forward_16": 12, "vote_matrix": 32}
 # The instruction cache's second level is about 128 KB: a loop must not stream through it.
 INSTRUCTIONS = 4000
 

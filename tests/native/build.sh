@@ -1,5 +1,5 @@
 #!/bin/sh
-# build.sh DIR TARGET [cmake options]: builds one target of this folder (or all) in DIR; called by the scripts beside it.
+# build.sh DIR TARGET [cmake options]: builds one target (or all) in DIR; called by the scripts beside it.
 set -eu
 here=$(cd "$(dirname "$0")" && pwd)
 dir=$1 target=$2

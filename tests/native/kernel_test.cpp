@@ -28,8 +28,27 @@ struct Reader {
     bool done() const { return at == bytes.size(); }
 };
 
-enum Size { kWidth, kLayers, kSigmaShift, kRank, kUnits, kRows, kRowBytes, kBurnIn, kSeed, kEpoch, kFirstUnit, kSignNoise,
-            kThreshold, kTensors, kParameters, kFactors, kProducts, kMoved, kSizes };
+enum Size {
+    kWidth,
+    kLayers,
+    kSigmaShift,
+    kRank,
+    kUnits,
+    kRows,
+    kRowBytes,
+    kBurnIn,
+    kSeed,
+    kEpoch,
+    kFirstUnit,
+    kSignNoise,
+    kThreshold,
+    kTensors,
+    kParameters,
+    kFactors,
+    kProducts,
+    kMoved,
+    kSizes
+};
 
 struct Case {
     std::vector<int64_t> size;
@@ -67,7 +86,8 @@ void expect(const es::Kernels& k, const char* what, const std::vector<T>& expect
     if (expected == got) return;
     size_t i = 0;
     while (expected[i] == got[i]) ++i;
-    std::printf("%s: %s differs first at %zu: %lld, expected %lld\n", k.name, what, i, (long long)got[i], (long long)expected[i]);
+    std::printf("%s: %s differs first at %zu: %lld, expected %lld\n", k.name, what, i, (long long)got[i],
+                (long long)expected[i]);
     ++failures;
 }
 
@@ -135,7 +155,8 @@ void check_generation(const es::Kernels& k, const Case& c) {
     expect(k, "sums", c.sums, sums);
 
     std::vector<int8_t> updated = c.parameters;
-    const std::vector<int64_t> moved{es::run_apply(k, updated.data(), sums.data(), c.size[kParameters], c.size[kThreshold], 2)};
+    const std::vector<int64_t> moved{
+        es::run_apply(k, updated.data(), sums.data(), c.size[kParameters], c.size[kThreshold], 2)};
     expect(k, "moved", {c.size[kMoved]}, moved);
     expect(k, "updated", c.updated, updated);
     const std::vector<uint64_t> digest{es::digest(c.tensors, c.parameters.data(), 2)};

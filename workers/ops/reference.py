@@ -54,7 +54,7 @@ def clip(values: npt.NDArray[Any]) -> Int8Array:
     return clipped
 
 
-def exact_product(x_MI: Int8Array, weights_OI: Int8Array) -> Int32Array:
+def exact_product(x_MI: npt.NDArray[np.integer[Any]], weights_OI: Int8Array) -> Int32Array:
     """W x for each of M rows: (M, O) int32. Every partial sum is an integer below 2^53, so float64 BLAS is exact."""
     product_MO = x_MI.astype(np.float64) @ weights_OI.T.astype(np.float64)
     exact_MO: Int32Array = product_MO.astype(np.int64).astype(np.int32)
@@ -245,7 +245,7 @@ class ReferenceOps(AbstractOps):
             for r in range(noise.rank):
                 a_QO = factors_QF[:, slot.first + r * out_size : slot.first + (r + 1) * out_size]
                 b_QI = factors_QF[:, slot.second + r * in_size : slot.second + (r + 1) * in_size]
-                voted_QO = a_QO * votes_Q[:, None]
+                voted_QO = a_QO.astype(np.int16) * votes_Q[:, None]  # -128 has no negative in int8
                 total += exact_product(np.ascontiguousarray(voted_QO.T), np.ascontiguousarray(b_QI.T))
 
     def _apply(self, parameters_P: Int8Array, sums_P: Int32Array, threshold: int) -> int:

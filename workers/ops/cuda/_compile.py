@@ -31,7 +31,7 @@ _TYPES = {
     "u64": np.uint64,
 }
 _DIRECTORY = Path(__file__).parent / "src"
-_KERNEL = re.compile(r"^ES_KERNEL __launch_bounds__\((\d+)(?:, \d+)?\) (\w+)\(([^)]*)\)", re.MULTILINE)
+_KERNEL = re.compile(r"^ES_KERNEL\s+__launch_bounds__\((\d+)(?:, \d+)?\)\s+(\w+)\(([^)]*)\)", re.MULTILINE)
 _MACRO = re.compile(r"^#define (\w+)[ ]+((?:.*\\\n)*.*)$", re.MULTILINE)
 
 

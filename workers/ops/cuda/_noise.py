@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import cached_property
 from types import SimpleNamespace
 from typing import Any, cast
 
@@ -16,7 +17,7 @@ __all__ = ["LazyArray", "counters_of", "lazy_noise"]
 
 
 class LazyArray:
-    """Looks like a NumPy array to the checks of `AbstractOps`; becomes one when its values are read on the host."""
+    """Looks like a NumPy array to the checks of `AbstractOps`; becomes a read-only one when its values are read."""
 
     flags = SimpleNamespace(c_contiguous=True)
 
@@ -28,15 +29,26 @@ class LazyArray:
         self.dtype = np.dtype(dtype)
         self._make = make
 
+    @cached_property
+    def host(self) -> npt.NDArray[Any]:
+        """The values."""
+        values = self._make()
+        values.flags.writeable = False
+        return values
+
     def __len__(self) -> int:
         return self.shape[0]
 
     def __array__(self, dtype: npt.DTypeLike | None = None, copy: bool | None = None) -> npt.NDArray[Any]:
-        values = self._make()
-        return values if dtype is None else values.astype(dtype, copy=False)
+        return np.array(self.host, dtype, copy=copy)
 
     def __getitem__(self, key: Any) -> Any:
-        return self._make()[key]
+        return self.host[key]
+
+    def __getattr__(self, name: str) -> Any:
+        if name.startswith("__"):  # protocols that NumPy and copy look for: not those of the host array
+            raise AttributeError(name)
+        return getattr(self.host, name)
 
 
 def lazy_noise(counters: CounterRange, make: Callable[[CounterRange], Noise]) -> Noise:

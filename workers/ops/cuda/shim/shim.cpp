@@ -132,8 +132,14 @@ static void permute(std::vector<unsigned>& places, unsigned order) {
 }
 
 Block::Block(unsigned size, size_t shared, unsigned order, Kernel run_kernel, void** kernel_arguments)
-    : threads(size), lanes(32), warps((size + 31) / 32), shared_bytes(shared), kernel(run_kernel), arguments(kernel_arguments) {
-    void* memory = mmap(nullptr, size * kStackBytes, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
+    : threads(size),
+      lanes(32),
+      warps((size + 31) / 32),
+      shared_bytes(shared),
+      kernel(run_kernel),
+      arguments(kernel_arguments) {
+    void* memory =
+        mmap(nullptr, size * kStackBytes, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
     if (memory == MAP_FAILED) throw std::bad_alloc();
     stacks = static_cast<char*>(memory);
     permute(lanes, order), permute(warps, order);
@@ -144,7 +150,8 @@ static void wait() {
     Thread* self = current;
 #if defined(__SANITIZE_ADDRESS__)
     void* fake = nullptr;
-    __sanitizer_start_switch_fiber(self->status == Status::done ? nullptr : &fake, block->scheduler_stack, block->scheduler_bytes);
+    __sanitizer_start_switch_fiber(self->status == Status::done ? nullptr : &fake, block->scheduler_stack,
+                                   block->scheduler_bytes);
 #endif
     self->context.switch_to(block->scheduler);
 #if defined(__SANITIZE_ADDRESS__)
@@ -252,7 +259,8 @@ unsigned char* shared() { return block->shared_memory.get(); }
 
 void check_shared(long long used) {
     if (used == static_cast<long long>(block->shared_bytes)) return;
-    block->error = "shared memory: the kernel carves " + std::to_string(used) + " bytes of " + std::to_string(block->shared_bytes);
+    block->error =
+        "shared memory: the kernel carves " + std::to_string(used) + " bytes of " + std::to_string(block->shared_bytes);
     wait();
 }
 
@@ -305,7 +313,8 @@ void mma_exchange(const void* const (&in)[32], void* const (&out)[32]) {
         const MmaIn& from = *static_cast<const MmaIn*>(in[lane]);
         const int g = lane / 4, t = lane % 4;
         for (int part = 0; part < 4; ++part)
-            for (int j = 0; j < 4; ++j) a[g + part % 2 * 8][part / 2 * 16 + 4 * t + j] = short(low_bits(from.a[part], j));
+            for (int j = 0; j < 4; ++j)
+                a[g + part % 2 * 8][part / 2 * 16 + 4 * t + j] = short(low_bits(from.a[part], j));
         for (int part = 0; part < 2; ++part)
             for (int j = 0; j < 4; ++j) b[g][part * 16 + 4 * t + j] = short(low_bits(from.b[part], j));
         for (int part = 0; part < 4; ++part) c[g + part / 2 * 8][2 * t + part % 2] = from.c[part];
@@ -324,7 +333,8 @@ void matrix_exchange(const void* const (&in)[32], void* const (&out)[32]) {
                 block->error = "load_matrix: a row that is not aligned to 16 bytes";
                 return;
             }
-            for (int t = 0; t < 4; ++t) static_cast<unsigned*>(out[4 * row + t])[part] = reinterpret_cast<const unsigned*>(from)[t];
+            for (int t = 0; t < 4; ++t)
+                static_cast<unsigned*>(out[4 * row + t])[part] = reinterpret_cast<const unsigned*>(from)[t];
         }
 }
 
@@ -354,8 +364,9 @@ struct ShimKernel {
 extern "C" const ShimKernel es_shim_kernels[];
 
 // Runs the kernel of that name over a grid, `os_threads` blocks at a time. Returns 0, or 1 with a message.
-extern "C" int es_shim_launch(const char* name, const unsigned* grid, unsigned block_threads, size_t shared_bytes, void** arguments,
-                              unsigned os_threads, unsigned order, char* message, size_t message_bytes) {
+extern "C" int es_shim_launch(const char* name, const unsigned* grid, unsigned block_threads, size_t shared_bytes,
+                              void** arguments, unsigned os_threads, unsigned order, char* message,
+                              size_t message_bytes) {
     const ShimKernel* kernel = es_shim_kernels;
     while (kernel->name && strcmp(kernel->name, name)) ++kernel;
     std::string error = kernel->name ? "" : "no such kernel";

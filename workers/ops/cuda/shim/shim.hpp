@@ -126,6 +126,10 @@ inline int __dp4a(int a, int b, int sum) {
 inline int max(int a, int b) { return a > b ? a : b; }
 inline int min(int a, int b) { return a < b ? a : b; }
 template <class T>
-T __ldg(const T* from) { return *from; }
+T __ldg(const T* from) {
+    return *from;
+}
 template <class T>
-T atomicAdd(T* to, T value) { return __atomic_fetch_add(to, value, __ATOMIC_RELAXED); }
+T atomicAdd(T* to, T value) {
+    return __atomic_fetch_add(to, value, __ATOMIC_RELAXED);
+}

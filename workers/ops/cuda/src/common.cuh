@@ -32,8 +32,8 @@ typedef unsigned long long u64;
 ES_DEVICE void mma_s8(i32 (&c)[4], const u32 (&a)[4], u32 b0, u32 b1 ES_CALLER) {
 #ifdef __CUDA_ARCH__
     asm("mma.sync.aligned.m16n8k32.row.col.s32.s8.s8.s32 {%0,%1,%2,%3}, {%4,%5,%6,%7}, {%8,%9}, {%0,%1,%2,%3};"
-                 : "+r"(c[0]), "+r"(c[1]), "+r"(c[2]), "+r"(c[3])
-                 : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b0), "r"(b1));
+        : "+r"(c[0]), "+r"(c[1]), "+r"(c[2]), "+r"(c[3])
+        : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b0), "r"(b1));
 #else
     shim::mma_s8(c, a, b0, b1, file, line);
 #endif
@@ -66,7 +66,9 @@ ES_DEVICE u32 pack_two(i32 low, i32 high, u32 rest) {
 
 // Four values, the first in byte 0: pack4 of what fits, clip4 with c, which saturates to -127 .. 127.
 ES_DEVICE u32 pack4(i32 a, i32 b, i32 c, i32 d) { return pack_two(a, b, pack_two(c, d, 0)); }
-ES_DEVICE u32 clip4(i32 a, i32 b, i32 c, i32 d) { return pack4(max(a, -127), max(b, -127), max(c, -127), max(d, -127)); }
+ES_DEVICE u32 clip4(i32 a, i32 b, i32 c, i32 d) {
+    return pack4(max(a, -127), max(b, -127), max(c, -127), max(d, -127));
+}
 
 // Eight bytes of noise: read once a byte of text, so they stay out of L1, which holds the weights.
 ES_DEVICE uint2 load_noise8(const i8* from) {
@@ -117,7 +119,16 @@ ES_DEVICE void check_shared(i64 used) {
 // Sum over the warp modulo 2^32, in every lane.
 ES_DEVICE i32 warp_sum(i32 value ES_CALLER) { return __reduce_add_sync(FULL_WARP, value ES_PASS_CALLER); }
 
-ES_DEVICE i32 byte_of(u32 word, int j) { return (i8)(word >> 8 * j); }
+// Byte j as a signed number; j is a constant once loops are unrolled. Shifts and casts would make three instructions.
+ES_DEVICE i32 byte_of(u32 word, int j) {
+#ifdef __CUDA_ARCH__
+    i32 value;
+    asm("prmt.b32 %0, %1, 0, %2;" : "=r"(value) : "r"(word), "r"(0x8880 + 0x1111 * j));
+    return value;
+#else
+    return (i8)(word >> 8 * j);
+#endif
+}
 ES_DEVICE i32 byte_of(uint2 words, int j) { return byte_of(j < 4 ? words.x : words.y, j & 3); }
 ES_DEVICE i32 sign_of(i32 value) { return (value > 0) - (value < 0); }
 ES_DEVICE i32 pad(i32 size, i32 multiple) { return (size + multiple - 1) / multiple * multiple; }
@@ -136,7 +147,8 @@ ES_DEVICE uint4 philox(Key key, u32 block, u32 place, u32 unit) {
 #pragma unroll
     for (int round = 0; round < 10; ++round) {
         const u64 product0 = (u64)w.x * 0xD2511F53u, product1 = (u64)w.z * 0xCD9E8D57u;
-        w = {(u32)(product1 >> 32) ^ w.y ^ key.key0, (u32)product1, (u32)(product0 >> 32) ^ w.w ^ key.key1, (u32)product0};
+        w = {(u32)(product1 >> 32) ^ w.y ^ key.key0, (u32)product1, (u32)(product0 >> 32) ^ w.w ^ key.key1,
+             (u32)product0};
         key.key0 += 0x9E3779B9u, key.key1 += 0xBB67AE85u;
     }
     return w;

@@ -8,19 +8,19 @@
 // products x . B_r, the score. Blocks are persistent: grid.x <= tiles, a block takes every gridDim.x-th tile.
 
 struct Lease {
-    const i8* embedding;  // (256, D), the start of the parameters
-    const u8* packed;     // egg_pack
-    const i8* vectors;    // egg_vectors
-    const i8* factors;    // (pairs, factor_stride); not read if rank = 0
-    const u8* rows;       // (rows, row_bytes)
+    const i8* embedding;     // (256, D), the start of the parameters
+    const u8* packed;        // egg_pack
+    const i8* vectors;       // egg_vectors
+    const i8* factors;       // (pairs, factor_stride); not read if rank = 0
+    const u8* rows;          // (rows, row_bytes)
     const i32* row_of_pair;  // (pairs,), or null: member m reads row m
-    i8* state;            // (members, L, D), read and overwritten
-    i32* scores;          // (members,), written, or null
-    i8* logits;           // (members, 256) of the last byte, written, or null
+    i8* state;               // (members, L, D), read and overwritten
+    i32* scores;             // (members,), written, or null
+    i8* logits;              // (members, 256) of the last byte, written, or null
     Shape shape;
     i32 members, noise_shift, row_bytes, steps, burn_in;
     i32 divisor_width, multiplier_width, divisor_hidden, multiplier_hidden;  // of inputs of width D and 4 D
-    u32 scale_width, scale_hidden, inverse_width;                           // see Divisor; 2^32 / D, rounded up
+    u32 scale_width, scale_hidden, inverse_width;                            // see Divisor; 2^32 / D, rounded up
     i32 factor_stride, vector_stride;  // of a pair's factors, of a member's vectors (0: one row serves all)
 };
 
@@ -49,7 +49,8 @@ struct Divisor {
             for (int j = 0; j < 8; ++j) v[j] >>= shift;
         } else {
 #pragma unroll
-            for (int j = 0; j < 8; ++j) v[j] = __mulhi(4 * max(-127 * divisor, min(128 * divisor - 1, v[j])) + 2, multiplier);
+            for (int j = 0; j < 8; ++j)
+                v[j] = __mulhi(4 * max(-127 * divisor, min(128 * divisor - 1, v[j])) + 2, multiplier);
         }
         return clip8(v);
     }
@@ -59,8 +60,9 @@ struct Divisor {
 __constant__ i32 kMantissa[16] = {524288, 547500, 571740, 597053, 623487, 651091, 679917, 710019,
                                   741455, 774282, 808562, 844360, 881743, 920781, 961548, 1004119};
 // Least s in [2^27, 2^28) with 16 log2(s / 2^27) >= j + 1, j = 0 .. 14; the last is never reached.
-__constant__ u32 kLogSteps[16] = {140160055, 146365471, 152845624, 159612678, 166679335, 174058859, 181765103, 189812532,
-                                  198216250, 206992034, 216156354, 225726413, 235720175, 246156399, 257054674, 0xFFFFFFFFu};
+__constant__ u32 kLogSteps[16] = {140160055, 146365471, 152845624, 159612678,  166679335, 174058859,
+                                  181765103, 189812532, 198216250, 206992034,  216156354, 225726413,
+                                  235720175, 246156399, 257054674, 0xFFFFFFFFu};
 
 // Shared memory of a tile of `rows` members. _launch.py mirrors its size; Tile checks it.
 struct Places {
@@ -92,7 +94,7 @@ struct Product {
     const i8* operand;
     i8* result;
     i32 operand_stride, result_stride;
-    const i32* dots;
+    i32* dots;
 };
 
 template <int MT, int WM, int WN>
@@ -107,7 +109,8 @@ struct Tile {
     ES_DEVICE Tile(const Lease& lease, u8* memory) : f(lease), shared(memory), first(0) {
         const Places here = places();
         check_shared((u8*)(here.reciprocals + 128) - shared);
-        for (u32 i = threadIdx.x; i < 16; i += kThreads) here.mantissa[i] = kMantissa[i], here.log_steps[i] = kLogSteps[i];
+        for (u32 i = threadIdx.x; i < 16; i += kThreads)
+            here.mantissa[i] = kMantissa[i], here.log_steps[i] = kLogSteps[i];
         for (i32 i = threadIdx.x; i < 128; i += kThreads) here.reciprocals[i] = i ? ((1 << 30) + i / 2) / i : 0;
     }
 
@@ -124,7 +127,7 @@ struct Tile {
     ES_DEVICE i32 member(int row) const { return min(first + row, f.members - 1); }
     // Addresses of 32 bits behind a base: a launch's arrays stay below 4 GB (_launch.py).
     ES_DEVICE const i8* factors(int row, i32 offset) const {
-        return f.factors + ((u32)(member(row) / 2) * (u32)f.factor_stride + (u32)offset);
+        return f.factors + (((u32)member(row) >> 1) * (u32)f.factor_stride + (u32)offset);
     }
     ES_DEVICE const i8* vector(int row, i32 index, i32 offset) const {
         return f.vectors + ((u32)member(row) * (u32)f.vector_stride + (u32)(index * f.shape.width + offset));
@@ -208,7 +211,8 @@ struct Tile {
                 const uint2 eight = *(const uint2*)(from + at);
                 sum = __dp4a((i32)absolute(eight.x), 0x01010101, __dp4a((i32)absolute(eight.y), 0x01010101, sum));
             }
-            const i32 mean = max(1, (i32)__umulhi((u32)warp_sum(sum), f.inverse_width)), reciprocal = here.reciprocals[mean];
+            const i32 mean = max(1, (i32)__umulhi((u32)warp_sum(sum), f.inverse_width)),
+                      reciprocal = here.reciprocals[mean];
 #pragma unroll 1
             for (i32 at = 8 * lane(); at < width; at += 256) {
                 const uint2 a = *(const uint2*)(from + at), b = load_noise8(vector(row, index, at));
@@ -246,7 +250,7 @@ struct Tile {
             }
             each_pair([&](int i, int row) {
                 const i32 plus = warp_sum(even[i]), minus = -warp_sum(odd[i]);
-                if (lane() < 2) ((i32*)p.dots)[(row + lane()) * rank + r] = lane() ? minus : plus;
+                if (lane() < 2) p.dots[(row + lane()) * rank + r] = lane() ? minus : plus;
             });
         }
     }
@@ -260,7 +264,8 @@ struct Tile {
     ES_DEVICE void product(const Product& p, i32 layer, i32 which) {
         const i32 steps = (p.matrix.in + 31) / 32, row0 = warp() / WN * 16 * MT;
         const bool wide = which == kMlp1;
-        const Divisor divisor = {wide ? f.divisor_hidden : f.divisor_width, wide ? f.multiplier_hidden : f.multiplier_width,
+        const Divisor divisor = {wide ? f.divisor_hidden : f.divisor_width,
+                                 wide ? f.multiplier_hidden : f.multiplier_width,
                                  wide ? f.scale_hidden : f.scale_width};
 #pragma unroll 1
         for (i32 group = warp() % WN; group < (p.matrix.out + 31) / 32; group += WN) {
@@ -333,7 +338,8 @@ struct Tile {
     // f = c(Wf u + Uf s + bf); p = ((f + 127) s) >> 8.
     ES_DEVICE void gate_state(const Places& here, i32 row, i32 out, i32 bias) {
         uint2* at = (uint2*)(here.gate + row * here.plain_stride + out);
-        const uint2 w = *(const uint2*)(here.term + row * here.plain_stride + out), b = load_noise8(vector(row, bias, out)), y = *at;
+        const uint2 w = *(const uint2*)(here.term + row * here.plain_stride + out),
+                    b = load_noise8(vector(row, bias, out)), y = *at;
         const uint2 s = *(const uint2*)(here.state + row * here.operand_stride + out);
         i32 forget[8], p[8];
 #pragma unroll
@@ -355,7 +361,8 @@ struct Tile {
         i32 next[8];
 #pragma unroll
         for (int j = 0; j < 8; ++j) {
-            const i32 candidate = max(-127, min(127, byte_of(w, j) + byte_of(y, j) + byte_of(b, j))), old = byte_of(s, j);
+            const i32 candidate = max(-127, min(127, byte_of(w, j) + byte_of(y, j) + byte_of(b, j))),
+                      old = byte_of(s, j);
             next[j] = old + (((byte_of(forget, j) + 127) * (candidate - old)) >> 8);
         }
         const uint2 packed = pack8(next);
@@ -372,12 +379,12 @@ struct Tile {
         *residual = clip8(sum);
     }
 
-
     // ---- one byte --------------------------------------------------------------------------------------------
 
     ES_DEVICE Product product_of(i32 layer, i32 which) const {
         const Places here = places();
-        Product p = {matrix_of(f.shape, layer, which), here.u, here.term, here.operand_stride, here.plain_stride, here.dots};
+        Product p = {
+            matrix_of(f.shape, layer, which), here.u, here.term, here.operand_stride, here.plain_stride, here.dots};
         if (which == kUf) p.operand = here.state, p.result = here.gate, p.dots += kRows * f.shape.rank;
         if (which == kWh) p.dots += 2 * kRows * f.shape.rank;
         if (which == kUh) p.operand = here.passed;
@@ -477,18 +484,20 @@ ES_DEVICE void forward(const Lease& lease) {
     }
 }
 
-#define ES_LEASE_PARAMETERS                                                                                             \
-    const i8 *__restrict__ embedding, const u8 *__restrict__ packed, const i8 *__restrict__ vectors,                    \
-    const i8 *__restrict__ factors, const u8 *__restrict__ rows, const i32 *__restrict__ row_of_pair, i8 *state,        \
-    i32 *scores, i8 *logits, i32 width, i32 layers, i32 rank, i32 members, i32 noise_shift, i32 row_bytes, i32 steps,   \
-    i32 burn_in, i32 divisor_width, i32 multiplier_width, i32 divisor_hidden, i32 multiplier_hidden,          \
-    u32 scale_width, u32 scale_hidden, u32 inverse_width, i32 factor_stride, i32 vector_stride
-#define ES_LEASE                                                                                                        \
-    {embedding, packed, vectors, factors, rows, row_of_pair, state, scores, logits, {width, layers, rank}, members,     \
-     noise_shift, row_bytes, steps, burn_in, divisor_width, multiplier_width, divisor_hidden, multiplier_hidden,    \
+// clang-format off
+#define ES_LEASE_PARAMETERS                                                                                            \
+    const i8 *__restrict__ embedding, const u8 *__restrict__ packed, const i8 *__restrict__ vectors,                   \
+    const i8 *__restrict__ factors, const u8 *__restrict__ rows, const i32 *__restrict__ row_of_pair, i8 *state,       \
+    i32 *scores, i8 *logits, i32 width, i32 layers, i32 rank, i32 members, i32 noise_shift, i32 row_bytes, i32 steps,  \
+    i32 burn_in, i32 divisor_width, i32 multiplier_width, i32 divisor_hidden, i32 multiplier_hidden, u32 scale_width,  \
+    u32 scale_hidden, u32 inverse_width, i32 factor_stride, i32 vector_stride
+#define ES_LEASE                                                                                                       \
+    {embedding, packed, vectors, factors, rows, row_of_pair, state, scores, logits, {width, layers, rank}, members,    \
+     noise_shift, row_bytes, steps, burn_in, divisor_width, multiplier_width, divisor_hidden, multiplier_hidden,       \
      scale_width, scale_hidden, inverse_width, factor_stride, vector_stride}
+// clang-format on
 
-// The name's number is kRows; launch.py takes the tile that fills the device and fits its shared memory.
+// The name's number is kRows; _launch.py takes the tile that fills the device and fits its shared memory.
 ES_KERNEL __launch_bounds__(512, 1) egg_forward_16(ES_LEASE_PARAMETERS) { forward<Tile<1, 1, 16>>(ES_LEASE); }
 ES_KERNEL __launch_bounds__(512, 1) egg_forward_32(ES_LEASE_PARAMETERS) { forward<Tile<2, 1, 16>>(ES_LEASE); }
 ES_KERNEL __launch_bounds__(512, 1) egg_forward_64(ES_LEASE_PARAMETERS) { forward<Tile<4, 1, 16>>(ES_LEASE); }

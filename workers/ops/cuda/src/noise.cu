@@ -24,16 +24,17 @@ ES_DEVICE void store_products(i16* to, const uint4& u, const uint4& v, i64 count
         if (j < count) to[j] = (i16)(byte_of(word_of(u, j / 4), j % 4) * byte_of(word_of(v, j / 4), j % 4));
 }
 
-ES_KERNEL __launch_bounds__(256) noise_fill(
-    const i64* __restrict__ jobs,   // (jobs, 4)
-    const i8* __restrict__ table,   // (256,)
-    i8* __restrict__ factors,       // (units, factor_stride), written
-    i16* __restrict__ products,     // (units, product_stride), written
-    u32 key0, u32 key1, u32 epoch, u32 first_unit, i32 units, i64 factor_stride, i64 product_stride) {
+ES_KERNEL __launch_bounds__(256)
+    noise_fill(const i64* __restrict__ jobs,  // (jobs, 4)
+               const i8* __restrict__ table,  // (256,)
+               i8* __restrict__ factors,      // (units, factor_stride), written
+               i16* __restrict__ products,    // (units, product_stride), written
+               u32 key0, u32 key1, u32 epoch, u32 first_unit, i32 units, i64 factor_stride, i64 product_stride) {
     ES_SHARED(shared);
     i8* local = (i8*)shared;
     copy_table(local, table);
-    const NoiseJob job = {jobs[4 * blockIdx.x], jobs[4 * blockIdx.x + 1], jobs[4 * blockIdx.x + 2], jobs[4 * blockIdx.x + 3]};
+    const NoiseJob job = {jobs[4 * blockIdx.x], jobs[4 * blockIdx.x + 1], jobs[4 * blockIdx.x + 2],
+                          jobs[4 * blockIdx.x + 3]};
     const Key key = {key0, key1, epoch};
     const u32 place = (u32)job.place;
     const i64 blocks = (job.size + 15) / 16;

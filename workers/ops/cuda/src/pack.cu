@@ -15,9 +15,8 @@ ES_DEVICE uint4 packed16(const i8* weights, Matrix m, i32 group, i32 step, i32 h
 }
 
 // grid.x = 6 layers + 1 matrices, grid.y shares the pieces of 16 bytes of each. Overwrites `packed`.
-ES_KERNEL __launch_bounds__(256) egg_pack(
-    const i8* __restrict__ parameters,  // (P,)
-    u8* __restrict__ packed, i32 width, i32 layers) {
+ES_KERNEL __launch_bounds__(256) egg_pack(const i8* __restrict__ parameters,  // (P,)
+                                          u8* __restrict__ packed, i32 width, i32 layers) {
     const Shape shape = {width, layers, 0};
     const Matrix m = matrix_of(shape, blockIdx.x / 6, (i32)blockIdx.x == 6 * layers ? kHead : blockIdx.x % 6);
     const i32 steps = (m.in + 31) / 32, pieces = (m.out + 31) / 32 * steps * 64;
@@ -29,11 +28,10 @@ ES_KERNEL __launch_bounds__(256) egg_pack(
 }
 
 // vectors[m][j], j over the 4 L + 1 vectors. Without noise (products null) one row serves all. Overwrites `vectors`.
-ES_KERNEL __launch_bounds__(256) egg_vectors(
-    const i8* __restrict__ parameters,  // (P,)
-    const i16* __restrict__ products,   // (pairs, V) or null
-    i8* __restrict__ vectors,           // (2 pairs, V) or (1, V)
-    i32 width, i32 layers, i32 noise_shift, i32 pairs) {
+ES_KERNEL __launch_bounds__(256) egg_vectors(const i8* __restrict__ parameters,  // (P,)
+                                             const i16* __restrict__ products,   // (pairs, V) or null
+                                             i8* __restrict__ vectors,           // (2 pairs, V) or (1, V)
+                                             i32 width, i32 layers, i32 noise_shift, i32 pairs) {
     const Shape shape = {width, layers, 0};
     const i32 count = (4 * layers + 1) * width, at = blockIdx.x * blockDim.x + threadIdx.x;
     if (at >= count) return;

@@ -51,10 +51,10 @@ ES_DEVICE i32 ternary_sign(Key key, u64 j) {
 }
 
 // positions[n] = pi(first + n), signs[n] = its sign, n < count: the supports of perturbations, in order.
-ES_KERNEL __launch_bounds__(128) ternary_support(
-    i64* __restrict__ positions,  // (count,), written
-    i8* __restrict__ signs,       // (count,), written
-    i64 first, i64 count, i64 size, u32 half_bits, u32 key0, u32 key1, u32 epoch) {
+ES_KERNEL __launch_bounds__(128)
+    ternary_support(i64* __restrict__ positions,  // (count,), written
+                    i8* __restrict__ signs,       // (count,), written
+                    i64 first, i64 count, i64 size, u32 half_bits, u32 key0, u32 key1, u32 epoch) {
     const Permutation permutation = {{key0, key1, epoch}, half_bits, (u64)size};
     for (i64 n = (i64)blockIdx.x * blockDim.x + threadIdx.x; n < count; n += (i64)gridDim.x * blockDim.x) {
         const u64 position = permutation((u64)(first + n));
@@ -64,10 +64,10 @@ ES_KERNEL __launch_bounds__(128) ternary_support(
 }
 
 // weights[pi(n)] := clamp_T(weight + vote of n div k x sign), n < units k.
-ES_KERNEL __launch_bounds__(128) ternary_step(
-    i8* __restrict__ weights,      // (size,), values -1, 0, 1, +=
-    const i8* __restrict__ votes,  // (units,)
-    i64 units, i64 nonzeros, i64 size, u32 half_bits, u32 key0, u32 key1, u32 epoch) {
+ES_KERNEL __launch_bounds__(128)
+    ternary_step(i8* __restrict__ weights,      // (size,), values -1, 0, 1, +=
+                 const i8* __restrict__ votes,  // (units,)
+                 i64 units, i64 nonzeros, i64 size, u32 half_bits, u32 key0, u32 key1, u32 epoch) {
     const Permutation permutation = {{key0, key1, epoch}, half_bits, (u64)size};
     for (i64 n = (i64)blockIdx.x * blockDim.x + threadIdx.x; n < units * nonzeros; n += (i64)gridDim.x * blockDim.x) {
         const i32 vote = votes[n / nonzeros];
@@ -78,10 +78,10 @@ ES_KERNEL __launch_bounds__(128) ternary_step(
 }
 
 // step[j] = what ternary_step adds to weight first + j before it clamps: a slice, rebuilt alone.
-ES_KERNEL __launch_bounds__(128) ternary_slice(
-    i8* __restrict__ step,         // (count,), written
-    const i8* __restrict__ votes,  // (units,)
-    i64 first, i64 count, i64 units, i64 nonzeros, i64 size, u32 half_bits, u32 key0, u32 key1, u32 epoch) {
+ES_KERNEL __launch_bounds__(128) ternary_slice(i8* __restrict__ step,         // (count,), written
+                                               const i8* __restrict__ votes,  // (units,)
+                                               i64 first, i64 count, i64 units, i64 nonzeros, i64 size, u32 half_bits,
+                                               u32 key0, u32 key1, u32 epoch) {
     const Permutation permutation = {{key0, key1, epoch}, half_bits, (u64)size};
     for (i64 at = (i64)blockIdx.x * blockDim.x + threadIdx.x; at < count; at += (i64)gridDim.x * blockDim.x) {
         const u64 j = (u64)(first + at), n = permutation.inverse(j);
@@ -92,11 +92,10 @@ ES_KERNEL __launch_bounds__(128) ternary_slice(
 
 // Bernoulli supports, as published: weight j belongs to unit i if word j of (stream 5, unit i) is below `below`.
 // sums[j] += sign_j sum_i vote_i [j in i]. Dense: 0.25 counters a weight and voting unit. A thread takes four weights.
-ES_KERNEL __launch_bounds__(128) ternary_bernoulli(
-    i32* __restrict__ sums,         // (size,), +=
-    const i32* __restrict__ units,  // (active,) units that voted
-    const i8* __restrict__ votes,   // (active,)
-    i32 active, i64 size, u32 below, u32 key0, u32 key1, u32 epoch) {
+ES_KERNEL __launch_bounds__(128) ternary_bernoulli(i32* __restrict__ sums,         // (size,), +=
+                                                   const i32* __restrict__ units,  // (active,) units that voted
+                                                   const i8* __restrict__ votes,   // (active,)
+                                                   i32 active, i64 size, u32 below, u32 key0, u32 key1, u32 epoch) {
     const Key key = {key0, key1, epoch};
     for (i64 four = (i64)blockIdx.x * blockDim.x + threadIdx.x; 4 * four < size; four += (i64)gridDim.x * blockDim.x) {
         i32 sum[4] = {};
@@ -112,10 +111,9 @@ ES_KERNEL __launch_bounds__(128) ternary_bernoulli(
 }
 
 // weights := clamp_T(weight + clamp_T(sum)).
-ES_KERNEL __launch_bounds__(256) ternary_apply(
-    i8* __restrict__ weights,      // (size,), +=
-    const i32* __restrict__ sums,  // (size,)
-    i64 size) {
+ES_KERNEL __launch_bounds__(256) ternary_apply(i8* __restrict__ weights,      // (size,), +=
+                                               const i32* __restrict__ sums,  // (size,)
+                                               i64 size) {
     for (i64 at = (i64)blockIdx.x * blockDim.x + threadIdx.x; at < size; at += (i64)gridDim.x * blockDim.x)
         weights[at] = (i8)max(-1, min(1, weights[at] + max(-1, min(1, sums[at]))));
 }

@@ -5,16 +5,16 @@
 // docs/gpu-kernels.md); abstentions never reach it. Recorded noise takes the same path from arrays.
 
 struct NoiseSource {
-    const i8* table;      // in shared memory
-    const i8* factors;    // (units, factor_stride), or null: counters
-    const i32* units;     // (active,) units that voted, relative to first_unit
+    const i8* table;    // in shared memory
+    const i8* factors;  // (units, factor_stride), or null: counters
+    const i32* units;   // (active,) units that voted, relative to first_unit
     i64 factor_stride;
     u32 first_unit;
     Key key;
     bool signs;
 };
 
-// One 128 x 128 tile of one matrix, as launch.py lists them.
+// One 128 x 128 tile of one matrix, as _launch.py lists them.
 struct VoteTile {
     i64 out, in, sums, first, second, index, row, column;
 };
@@ -51,8 +51,8 @@ ES_DEVICE uint4 factor16(const NoiseSource& s, i32 unit, u32 place, i64 offset, 
 
 // 16 entries of one factor for four consecutive depths, transposed into to[entry][depth]; A takes the votes' signs.
 // Depth k is (active unit k div rank, r = k mod rank); depths from `depths` on are zero.
-ES_DEVICE void stage16(const NoiseSource& s, const i8* votes, i32 rank, i32 depth, i32 depths, u32 place, i64 offset, i64 size,
-                       i64 begin, i8* to) {
+ES_DEVICE void stage16(const NoiseSource& s, const i8* votes, i32 rank, i32 depth, i32 depths, u32 place, i64 offset,
+                       i64 size, i64 begin, i8* to) {
     uint4 four[4];
 #pragma unroll
     for (int j = 0; j < 4; ++j) {
@@ -87,7 +87,8 @@ ES_DEVICE void multiply_stage(i32 (&acc)[4][4][4], const i8* rows, const i8* col
         u32 b[4][2];
 #pragma unroll
         for (int j = 0; j < 4; ++j)
-            for (int half = 0; half < 2; ++half) b[j][half] = *(const u32*)(column + 8 * j * kTileStride + 32 * step + 16 * half);
+            for (int half = 0; half < 2; ++half)
+                b[j][half] = *(const u32*)(column + 8 * j * kTileStride + 32 * step + 16 * half);
 #pragma unroll
         for (int i = 0; i < 4; ++i) {
             u32 a[4];
@@ -113,14 +114,14 @@ ES_DEVICE void add_sums(const i32 (&acc)[4][4][4], const VoteTile& t, i32* sums)
 }
 
 // One block a tile: sums += Z of the active units. votes: +1 or -1 of each.
-ES_KERNEL __launch_bounds__(256) vote_matrix(
-    const i64* __restrict__ tiles,    // (tiles, 8), see VoteTile
-    const i8* __restrict__ table,     // (256,)
-    const i8* __restrict__ factors,   // (units, factor_stride) or null
-    const i32* __restrict__ units,    // (active,)
-    const i8* __restrict__ votes,     // (active,)
-    i32* __restrict__ sums,           // (P,), +=
-    i32 active, i32 rank, i32 signs, u32 key0, u32 key1, u32 epoch, u32 first_unit, i64 factor_stride) {
+ES_KERNEL __launch_bounds__(256)
+    vote_matrix(const i64* __restrict__ tiles,   // (tiles, 8), see VoteTile
+                const i8* __restrict__ table,    // (256,)
+                const i8* __restrict__ factors,  // (units, factor_stride) or null
+                const i32* __restrict__ units,   // (active,)
+                const i8* __restrict__ votes,    // (active,)
+                i32* __restrict__ sums,          // (P,), +=
+                i32 active, i32 rank, i32 signs, u32 key0, u32 key1, u32 epoch, u32 first_unit, i64 factor_stride) {
     ES_SHARED(shared);
     i8 *local = (i8*)shared, *rows = local + 256, *columns = rows + kTileEdge * kTileStride;
     const i64* t = tiles + 8 * (i64)blockIdx.x;
@@ -147,12 +148,12 @@ ES_KERNEL __launch_bounds__(256) vote_matrix(
 
 // Z[j] = sum vote u_j v_j, 16 elements a block: threads share the units. Sums modulo 2^32, so any order is right.
 ES_KERNEL __launch_bounds__(128) vote_vector(
-    const i64* __restrict__ blocks,     // (blocks, 5): size, offset of the sums, first product, tensor index, element
-    const i8* __restrict__ table,       // (256,)
-    const i16* __restrict__ products,   // (units, product_stride) or null
-    const i32* __restrict__ units,      // (active,)
-    const i8* __restrict__ votes,       // (active,)
-    i32* __restrict__ sums,             // (P,), +=
+    const i64* __restrict__ blocks,    // (blocks, 5): size, offset of the sums, first product, tensor index, element
+    const i8* __restrict__ table,      // (256,)
+    const i16* __restrict__ products,  // (units, product_stride) or null
+    const i32* __restrict__ units,     // (active,)
+    const i8* __restrict__ votes,      // (active,)
+    i32* __restrict__ sums,            // (P,), +=
     i32 active, i32 signs, u32 key0, u32 key1, u32 epoch, u32 first_unit, i64 product_stride) {
     ES_SHARED(shared);
     i8* local = (i8*)shared;
@@ -183,11 +184,10 @@ ES_KERNEL __launch_bounds__(128) vote_vector(
 }
 
 // Moves every weight with |Z| >= least by one, up if Z > 0, else down, saturating; counts the moves.
-ES_KERNEL __launch_bounds__(256) apply_step(
-    i8* __restrict__ parameters,   // (size,), +=
-    const i32* __restrict__ sums,  // (size,)
-    u64* __restrict__ moved,       // (1,), +=
-    i64 size, u32 least) {
+ES_KERNEL __launch_bounds__(256) apply_step(i8* __restrict__ parameters,   // (size,), +=
+                                            const i32* __restrict__ sums,  // (size,)
+                                            u64* __restrict__ moved,       // (1,), +=
+                                            i64 size, u32 least) {
     i32 count = 0;
     for (i64 first = (i64)blockIdx.x * blockDim.x; first < size; first += (i64)gridDim.x * blockDim.x) {
         const i64 at = first + threadIdx.x;
@@ -210,10 +210,9 @@ ES_DEVICE u64 mix(u64 value) {
 }
 
 // total += sum over the u64 words of one tensor (grid.y = tensors) of mix(word ^ mix(index << 40 | word number)).
-ES_KERNEL __launch_bounds__(256) digest_words(
-    const i8* __restrict__ parameters,  // (P,)
-    const i64* __restrict__ tensors,    // (tensors, 3): offset, size, index
-    u64* __restrict__ total) {          // (1,), +=
+ES_KERNEL __launch_bounds__(256) digest_words(const i8* __restrict__ parameters,  // (P,)
+                                              const i64* __restrict__ tensors,    // (tensors, 3): offset, size, index
+                                              u64* __restrict__ total) {          // (1,), +=
     const i64 offset = tensors[3 * blockIdx.y], size = tensors[3 * blockIdx.y + 1], index = tensors[3 * blockIdx.y + 2];
     u64 sum = 0;
     for (i64 k = (i64)blockIdx.x * blockDim.x + threadIdx.x; 8 * k < size; k += (i64)gridDim.x * blockDim.x) {

@@ -18,7 +18,6 @@ namespace {
 
 template <class T>
 using Array = nb::ndarray<T, nb::c_contig, nb::device::cpu>;
-using OptionalArray = std::optional<Array<int8_t>>;
 
 // Rows are (out, in, offset, first, second, index), vectors with out = 0.
 std::vector<es::Tensor> tensors_of(const Array<const int64_t>& table) {
@@ -29,12 +28,6 @@ std::vector<es::Tensor> tensors_of(const Array<const int64_t>& table) {
     }
     return tensors;
 }
-
-struct Noise {
-    int rank;
-    Array<const int8_t> factors;
-    Array<const int16_t> products;
-};
 
 // A packed snapshot of the parameters.
 struct Model {
@@ -83,8 +76,8 @@ class Backend {
                Array<int8_t> factors, Array<int16_t> products) const {
         nb::gil_scoped_release release;
         const es::NoiseKey key{uint32_t(seed), uint32_t(seed >> 32), epoch};
-        es::run_noise(*kernels_, tensors_of(table), rank, key, first_unit, factors.shape(0), factors.data(), factors.shape(1),
-                      products.data(), products.shape(1), threads_);
+        es::run_noise(*kernels_, tensors_of(table), rank, key, first_unit, factors.shape(0), factors.data(),
+                      factors.shape(1), products.data(), products.shape(1), threads_);
     }
 
     void accumulate(Array<const int64_t> table, int rank, Array<const int8_t> factors, Array<const int16_t> products,
@@ -99,7 +92,8 @@ class Backend {
 
     int64_t apply(Array<int8_t> parameters, Array<const int32_t> sums, int64_t threshold) const {
         nb::gil_scoped_release release;
-        return es::run_apply(*kernels_, parameters.data(), sums.data(), int64_t(parameters.shape(0)), threshold, threads_);
+        return es::run_apply(*kernels_, parameters.data(), sums.data(), int64_t(parameters.shape(0)), threshold,
+                             threads_);
     }
 
     uint64_t digest(Array<const int64_t> table, Array<const int8_t> parameters) const {

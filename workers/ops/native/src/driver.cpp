@@ -48,16 +48,16 @@ void run_forward(const Kernels& k, const Forward& f, int threads) {
     const size_t bytes = k.tile_bytes(f.shape, f.factors ? f.rank : 0, groups);
     std::vector<Buffer> scratch;
     for (int t = 0; t < int(std::min(size_t(threads), tiles)); ++t) scratch.push_back(allocate(bytes));
-    parallel(tiles, threads, [&](size_t item, int thread) {
-        k.forward_tile(f, item * tile, groups, scratch[size_t(thread)].get());
-    });
+    parallel(tiles, threads,
+             [&](size_t item, int thread) { k.forward_tile(f, item * tile, groups, scratch[size_t(thread)].get()); });
 }
 
 void run_noise(const Kernels& k, const std::vector<Tensor>& tensors, int rank, NoiseKey key, uint32_t first_unit,
-               size_t units, int8_t* factors, size_t factor_stride, int16_t* products, size_t product_stride, int threads) {
+               size_t units, int8_t* factors, size_t factor_stride, int16_t* products, size_t product_stride,
+               int threads) {
     parallel(units, threads, [&](size_t unit, int) {
-        k.noise_unit(tensors.data(), tensors.size(), rank, key, first_unit + uint32_t(unit), factors + unit * factor_stride,
-                     products + unit * product_stride);
+        k.noise_unit(tensors.data(), tensors.size(), rank, key, first_unit + uint32_t(unit),
+                     factors + unit * factor_stride, products + unit * product_stride);
     });
 }
 
@@ -90,7 +90,8 @@ void run_accumulate(const Kernels& k, const std::vector<Tensor>& tensors, Votes 
     });
 }
 
-int64_t run_apply(const Kernels& k, int8_t* parameters, const int32_t* sums, int64_t n, int64_t threshold, int threads) {
+int64_t run_apply(const Kernels& k, int8_t* parameters, const int32_t* sums, int64_t n, int64_t threshold,
+                  int threads) {
     // 16 |Z| >= threshold; |Z| is at most 2^31.
     const int64_t least = threshold / 16 + (threshold % 16 != 0);
     if (least > int64_t{1} << 31) return 0;

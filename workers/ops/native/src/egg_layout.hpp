@@ -34,12 +34,18 @@ inline Matrix matrix_at(const Shape& s, int index) {
     size_t base = layer_base(s, layer), noise = kVocabulary + d + size_t(layer) * 18 * d;
     if (layer == s.layers) return {kVocabulary, s.width, base + d, noise};
     switch (index % kMatricesPerLayer) {
-        case kWf: return {s.width, s.width, base + d, noise};
-        case kUf: return {s.width, s.width, base + d + square, noise + 2 * d};
-        case kWh: return {s.width, s.width, base + 2 * d + 2 * square, noise + 4 * d};
-        case kUh: return {s.width, s.width, base + 2 * d + 3 * square, noise + 6 * d};
-        case kMlp0: return {4 * s.width, s.width, base + 4 * d + 4 * square, noise + 8 * d};
-        default: return {s.width, 4 * s.width, base + 4 * d + 8 * square, noise + 13 * d};
+        case kWf:
+            return {s.width, s.width, base + d, noise};
+        case kUf:
+            return {s.width, s.width, base + d + square, noise + 2 * d};
+        case kWh:
+            return {s.width, s.width, base + 2 * d + 2 * square, noise + 4 * d};
+        case kUh:
+            return {s.width, s.width, base + 2 * d + 3 * square, noise + 6 * d};
+        case kMlp0:
+            return {4 * s.width, s.width, base + 4 * d + 4 * square, noise + 8 * d};
+        default:
+            return {s.width, 4 * s.width, base + 4 * d + 8 * square, noise + 13 * d};
     }
 }
 
@@ -47,10 +53,14 @@ inline Matrix matrix_at(const Shape& s, int index) {
 inline size_t vector_at(const Shape& s, int index) {
     size_t d = size_t(s.width), square = d * d, base = layer_base(s, index / kVectorsPerLayer);
     switch (index % kVectorsPerLayer) {
-        case kBf: return base + d + 2 * square;
-        case kBh: return base + 2 * d + 4 * square;
-        case kLn2: return base + 3 * d + 4 * square;
-        default: return base;  // ln1, and ln_out of the layer after the last
+        case kBf:
+            return base + d + 2 * square;
+        case kBh:
+            return base + 2 * d + 4 * square;
+        case kLn2:
+            return base + 3 * d + 4 * square;
+        default:
+            return base;  // ln1, and ln_out of the layer after the last
     }
 }
 

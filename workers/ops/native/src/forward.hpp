@@ -37,17 +37,23 @@ struct Tile {
 
     Quad *x, *state, *y0, *y1, *gate, *vectors, *embedding_b;
     Operand *left, *right, *wide;
-    int8_t* perturbed;    // one vector of one member
+    int8_t* perturbed;  // one vector of one member
     uint8_t* noise;
-    size_t noise_stride;  // bytes of one group
-    size_t* noise_offset; // [matrix]
-    const uint8_t** text; // [half * W]
-    int32_t* total;       // [half * W]
+    size_t noise_stride;   // bytes of one group
+    size_t* noise_offset;  // [matrix]
+    const uint8_t** text;  // [half * W]
+    int32_t* total;        // [half * W]
 
     Tile(const Forward& forward, size_t first_unit, int num_groups, uint8_t* scratch, Arena packed)
-        : f(forward), groups(num_groups), halves(2 * num_groups), quads(forward.shape.width / 4),
-          rank(RANK < 0 ? forward.rank : RANK), first(first_unit), noise_shift(4 + forward.shape.sigma_shift),
-          arena{scratch}, model(forward.shape, packed) {
+        : f(forward),
+          groups(num_groups),
+          halves(2 * num_groups),
+          quads(forward.shape.width / 4),
+          rank(RANK < 0 ? forward.rank : RANK),
+          first(first_unit),
+          noise_shift(4 + forward.shape.sigma_shift),
+          arena{scratch},
+          model(forward.shape, packed) {
         const Shape& s = f.shape;
         size_t h = size_t(halves), padded = size_t((s.width + 63) / 64 * 16);
         x = arena.take<Quad>(h * padded), gate = arena.take<Quad>(h * padded);
@@ -106,7 +112,8 @@ struct Tile {
             const int8_t* source = factors_of(group, lane);
             uint8_t* to = (uint8_t*)out + 4 * lane;
             if (source) scatter(source + offset, count, to);
-            else for (int k = 0; k < count; ++k) memset(to + 4 * W * k, 0, 4);
+            else
+                for (int k = 0; k < count; ++k) memset(to + 4 * W * k, 0, 4);
         }
     }
 
@@ -130,7 +137,8 @@ struct Tile {
                 MatrixNoise n = noise_of(g, m);
                 pack_bytes(g, scale * matrix.factors, rank * matrix.out, n.a);
                 pack_quads(g, scale * (matrix.factors + size_t(matrix.out)), rank * matrix.in / 4, n.b);
-                for (int r = 0; r < rank; ++r) n.start[r] = -I::kDotOffset * sum_of(n.b + r * matrix.in / 4, matrix.in / 4);
+                for (int r = 0; r < rank; ++r)
+                    n.start[r] = -I::kDotOffset * sum_of(n.b + r * matrix.in / 4, matrix.in / 4);
             }
         }
     }
@@ -282,8 +290,8 @@ struct Tile {
     static constexpr int kMaxHalves = 16, kMaxRank = 64;
 
     struct GroupNoise {
-        const int8_t* a;                             // [rank][out][W]
-        I32 dots[RANK < 0 ? kMaxRank : 1][2];        // x . B_r of the even, and - x . B_r of the odd members
+        const int8_t* a;                       // [rank][out][W]
+        I32 dots[RANK < 0 ? kMaxRank : 1][2];  // x . B_r of the even, and - x . B_r of the odd members
     };
 
     // What the blocks of one product have in common.
@@ -314,7 +322,8 @@ struct Tile {
                     // While the tiles of this block multiply, the vector units finish the block before it.
                     I::gemm(panel, x0, x0 + in_quads, p.matrix.in, acc[turn], [&](int part, int parts) {
                         const int first = part * kQuads / parts, end = (part + 1) * kQuads / parts;
-                        if (last_group >= 0) finish<SHIFTS, OPERAND>(p, acc[turn ^ 1], last_row, last_group, first, end);
+                        if (last_group >= 0)
+                            finish<SHIFTS, OPERAND>(p, acc[turn ^ 1], last_row, last_group, first, end);
                     });
                     last_row = row, last_group = g;
                 }

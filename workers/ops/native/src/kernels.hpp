@@ -25,20 +25,20 @@ struct Tensor {
 // A forward pass over `units` pairs (factors given) or rows (factors null). Member m = 2q + sign, or row m.
 struct Forward {
     Shape shape;
-    const uint8_t* model;      // packed by pack_model of the same instruction set
-    const int8_t* factors;     // (units, factor_stride), or null: unperturbed
-    const int16_t* products;   // (units, product_stride)
+    const uint8_t* model;     // packed by pack_model of the same instruction set
+    const int8_t* factors;    // (units, factor_stride), or null: unperturbed
+    const int16_t* products;  // (units, product_stride)
     size_t factor_stride;
     size_t product_stride;
     int rank;
-    const uint8_t* rows;       // (S, row_bytes)
+    const uint8_t* rows;  // (S, row_bytes)
     size_t row_bytes;
     const int32_t* row_of_pair;  // (units), or null: member m reads row m
-    int64_t steps;             // bytes to run
-    int64_t burn_in;           // of which the first are not scored
-    int8_t* state;             // (members, layers, width), overwritten, or null: starts at zero and is dropped
-    int32_t* scores;           // (members), or null: no targets are read
-    int8_t* logits;            // (members, 256) after the last byte, or null
+    int64_t steps;               // bytes to run
+    int64_t burn_in;             // of which the first are not scored
+    int8_t* state;               // (members, layers, width), overwritten, or null: starts at zero and is dropped
+    int32_t* scores;             // (members), or null: no targets are read
+    int8_t* logits;              // (members, 256) after the last byte, or null
     size_t units;
 };
 
@@ -74,11 +74,13 @@ struct Kernels {
     void (*forward_tile)(const Forward&, size_t first, int groups, uint8_t* scratch);
 
     // Noise of one unit: factors and products as Layout.noise_slots lays them out.
-    void (*noise_unit)(const Tensor*, size_t tensors, int rank, NoiseKey, uint32_t unit, int8_t* factors, int16_t* products);
+    void (*noise_unit)(const Tensor*, size_t tensors, int rank, NoiseKey, uint32_t unit, int8_t* factors,
+                       int16_t* products);
 
     size_t (*accumulate_bytes)(const Tensor&);
     // sums[first_row .. end_row) of one matrix += Z; all of a vector when it is one.
-    void (*accumulate_rows)(const Votes&, const Tensor&, int64_t first_row, int64_t end_row, int32_t* sums, uint8_t* scratch);
+    void (*accumulate_rows)(const Votes&, const Tensor&, int64_t first_row, int64_t end_row, int32_t* sums,
+                            uint8_t* scratch);
 
     // Moves parameters [0, n) whose |Z| reaches `least`; returns how many.
     int64_t (*apply)(int8_t* parameters, const int32_t* sums, int64_t n, uint32_t least);

@@ -38,7 +38,8 @@ template <class I>
 void interleave_rows(const int8_t* weights, int rows, int in, int8_t* to) {
     if (rows < I::kRows) memset(to, 0, size_t(I::kRows) * size_t(in));
     for (int row = 0; row < rows; ++row)
-        for (int k = 0; k < in; k += 4) memcpy(to + k * I::kRows + 4 * row, weights + size_t(row) * size_t(in) + size_t(k), 4);
+        for (int k = 0; k < in; k += 4)
+            memcpy(to + k * I::kRows + 4 * row, weights + size_t(row) * size_t(in) + size_t(k), 4);
 }
 
 template <class I>
@@ -54,7 +55,8 @@ void pack_model(const Shape& s, const int8_t* parameters, uint8_t* packed) {
         Matrix matrix = matrix_at(s, m);
         for (int row = 0; row < matrix.out; row += I::kRows, panel += I::panel_bytes(matrix.in)) {
             const int present = matrix.out - row < I::kRows ? matrix.out - row : I::kRows;
-            interleave_rows<I>(parameters + matrix.weights + size_t(row) * size_t(matrix.in), present, matrix.in, quads);
+            interleave_rows<I>(parameters + matrix.weights + size_t(row) * size_t(matrix.in), present, matrix.in,
+                               quads);
             I::pack_panel(quads, matrix.in, panel);
         }
     }

@@ -120,7 +120,9 @@ struct Generic : Vectors<W> {
         const F32 reciprocal = 1.0f / to_float(m);
         return {reciprocal, 0.5f * reciprocal};
     }
-    static ES_INLINE F32 scaled(I32 product, const Quotient& by) { return to_float(product) * by.reciprocal + by.half_step; }
+    static ES_INLINE F32 scaled(I32 product, const Quotient& by) {
+        return to_float(product) * by.reciprocal + by.half_step;
+    }
 
     // 16 fractional-exponent steps: X[i] = mantissa[i mod 16] >> (15 - i div 16) (see egg_step.hpp).
     static ES_INLINE I32 exp2(const int32_t* mantissa, I32 z) {

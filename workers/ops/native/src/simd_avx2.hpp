@@ -42,9 +42,7 @@ struct Avx2 : Pairs<Avx2, 8> {
         return transpose4(_mm256_packs_epi16(divide16(ab, divisor), divide16(cd, divisor)));
     }
 
-    static ES_INLINE I32 floor(F32 values) {
-        return (I32)_mm256_cvtps_epi32(_mm256_floor_ps((__m256)values));
-    }
+    static ES_INLINE I32 floor(F32 values) { return (I32)_mm256_cvtps_epi32(_mm256_floor_ps((__m256)values)); }
 
     static ES_INLINE I32 exp2(const int32_t* mantissa, I32 z) {
         __m256i picked = _mm256_i32gather_epi32(mantissa, (__m256i)(z & 15), 4);

@@ -104,7 +104,8 @@ struct Avx512Base : Generic<16> {
     static ES_INLINE __m512i lookup(__m512i index) {
         const __m512i* table = (const __m512i*)kNoiseTable;
         const __m512i lower = _mm512_permutex2var_epi8(_mm512_load_si512(table), index, _mm512_load_si512(table + 1));
-        const __m512i upper = _mm512_permutex2var_epi8(_mm512_load_si512(table + 2), index, _mm512_load_si512(table + 3));
+        const __m512i upper =
+            _mm512_permutex2var_epi8(_mm512_load_si512(table + 2), index, _mm512_load_si512(table + 3));
         return _mm512_mask_blend_epi8(_mm512_movepi8_mask(index), lower, upper);
     }
 #else
@@ -122,7 +123,8 @@ struct Avx512Base : Generic<16> {
             const __mmask64 here = _mm512_cmpeq_epi8_mask(row, _mm512_set1_epi8(int8_t(r)));
             value = _mm512_mask_shuffle_epi8(value, here, _mm512_broadcast_i32x4(values), column);
         }
-        return _mm512_mask_sub_epi8(_mm512_sub_epi8(_mm512_setzero_si512(), value), upper, value, _mm512_setzero_si512());
+        return _mm512_mask_sub_epi8(_mm512_sub_epi8(_mm512_setzero_si512(), value), upper, value,
+                                    _mm512_setzero_si512());
     }
 #endif
 };
@@ -149,7 +151,8 @@ struct Avx512Vnni : Avx512Base {
         for (size_t at = 0; at < bytes; at += 4 * kRows)
             sums = _mm256_dpbusd_epi32(sums, _mm256_set1_epi8(1), _mm256_loadu_si256((const __m256i*)(weights + at)));
         static_assert(kRows == 8, "one sum for each row");
-        _mm512_store_si512(panel, _mm512_slli_epi32(_mm512_castsi256_si512(_mm256_sub_epi32(_mm256_setzero_si256(), sums)), 7));
+        _mm512_store_si512(
+            panel, _mm512_slli_epi32(_mm512_castsi256_si512(_mm256_sub_epi32(_mm256_setzero_si256(), sums)), 7));
     }
 
     static ES_INLINE I32 dot(I32 acc, const Operand& x, Quad b) {

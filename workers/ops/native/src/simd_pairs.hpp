@@ -19,7 +19,9 @@ struct Pairs : Generic<W_> {
     static constexpr int W = W_;
     static constexpr int kDotOffset = 0;
 
-    static ES_INLINE Quad norm_quad(Quad x, Quad w, const typename G::Quotient& by) { return norm_with_floats<I>(x, w, by); }
+    static ES_INLINE Quad norm_quad(Quad x, Quad w, const typename G::Quotient& by) {
+        return norm_with_floats<I>(x, w, by);
+    }
 
     struct Operand {
         I16 even, odd;

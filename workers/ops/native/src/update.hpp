@@ -44,7 +44,8 @@ struct Accumulator {
 
     // to[k / 4][entry][k mod 4] = entry `begin + entry` of the k-th factor; zero beyond its size and beyond `count`.
     template <int WIDTH>
-    void interleave(const uint32_t* list, size_t first, size_t count, int64_t offset, int64_t size, int64_t begin, int8_t* to) {
+    void interleave(const uint32_t* list, size_t first, size_t count, int64_t offset, int64_t size, int64_t begin,
+                    int8_t* to) {
         const int64_t left = size > begin ? size - begin : 0, present = left < WIDTH ? left : WIDTH;
         for (size_t k = 0; k < kDepth; k += 4, to += 4 * WIDTH) {
             int8_t four[4][WIDTH];
