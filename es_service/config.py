@@ -31,6 +31,9 @@ NAME_PATTERN = r"[A-Za-z0-9][A-Za-z0-9._-]{0,62}"
 _MAX_PAIRS = VOTES_PER_BYTE * (MAX_PAYLOAD_BYTES - COMMIT_FIELDS.itemsize)
 
 
+Backend = Literal["auto", "reference", "native", "cuda", "cuda-emulated"]
+
+
 class _Config(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
 
@@ -57,8 +60,9 @@ class SegmentConfig(_Config):
 class WorkerConfig(_Config):
     """What one worker is and asks of Ray."""
 
-    backend: Literal["auto", "reference", "native", "cuda"] = "auto"
-    """Kernels; `auto` takes cuda, then native, then reference, and says which and why."""
+    backend: Backend = "auto"
+    """Kernels; `auto` takes cuda, then native, then reference, and says which and why. `cuda-emulated` runs the CUDA
+    kernels on the CPU, for tests."""
     threads: int = Field(0, ge=0, le=1024)
     """CPU threads of its kernels; 0: all cores of its node, shared by the workers placed there."""
     num_cpus: float | None = Field(None, ge=0)
@@ -84,10 +88,11 @@ class DeploymentConfig(_Config):
     """Each worker."""
     head_num_cpus: float = Field(0, ge=0)
     """CPUs that the head reserves."""
-    aggregator_backend: Literal["auto", "reference", "native", "cuda"] = "auto"
+    aggregator_backend: Backend = "auto"
     """Kernels with which the head applies updates to the canonical parameters."""
     lease_pairs: int = Field(0, ge=0, multiple_of=5)
-    """Pairs in a lease; 0: a quarter of the population, at most 8,192."""
+    """Pairs in a lease; 0: a quarter of the population, at most 8,240; for workers with a GPU 8,445, one wave of an
+    H100."""
     lease_timeout_seconds: float = Field(600.0, gt=0)
     """Longest wait for a lease before it is also given to another worker."""
     max_lag: int = Field(2, ge=0, le=64)

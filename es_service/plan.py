@@ -7,7 +7,9 @@ from dataclasses import dataclass
 __all__ = ["Plan"]
 
 _DEFAULT_LEASES = 4
-_LARGEST_DEFAULT = 8_192
+_LARGEST_DEFAULT = 8_240
+_GPU_DEFAULT = 8_445
+"""132 multiprocessors with 64 pairs each, down to a multiple of 5: one wave of an H100."""
 _TILE_PAIRS = 80
 """Default leases are multiples of this: of 5 votes to a byte and of 16 pairs, a tile of the kernels."""
 
@@ -20,8 +22,10 @@ class Plan:
     lease_units: int
 
     @classmethod
-    def of(cls, units: int, lease_units: int = 0) -> Plan:
-        """With lease_units = 0, a quarter of the units, at most 8,192."""
+    def of(cls, units: int, lease_units: int = 0, gpu: bool = False) -> Plan:
+        """With lease_units = 0, a quarter of the units, at most 8,240; for GPUs one wave of members."""
+        if not lease_units and gpu:
+            lease_units = _GPU_DEFAULT
         if not lease_units:
             wanted = min(_LARGEST_DEFAULT, -(-units // _DEFAULT_LEASES))
             lease_units = -(-wanted // _TILE_PAIRS) * _TILE_PAIRS

@@ -130,6 +130,9 @@ class Ops(Protocol):
 
     name: str
 
+    lazy_noise: bool
+    """`noise` only remembers the addresses, so that any number of units may be asked for at once."""
+
     def noise(self, layout: Layout, rank: int, address: NoiseAddress, first_unit: int, num_units: int) -> Noise:
         """Noise of units first_unit .. first_unit + num_units - 1 from counters (streams 1 to 4)."""
         ...

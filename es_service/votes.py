@@ -9,9 +9,9 @@ from __future__ import annotations
 import numpy as np
 
 from es_service.errors import MessageError
-from es_service.types import Int8Array
+from es_service.types import Int8Array, Int32Array
 
-__all__ = ["VOTES_PER_BYTE", "pack", "packed_size", "unpack"]
+__all__ = ["VOTES_PER_BYTE", "from_scores", "pack", "packed_size", "unpack"]
 
 VOTES_PER_BYTE = 5
 _WEIGHTS = np.array([1, 3, 9, 27, 81], np.uint8)
@@ -26,6 +26,13 @@ def _table() -> Int8Array:
 _TABLE: Int8Array = _table()
 """(256, 5) int8: the votes in each byte; rows from 243 on are never read."""
 _TABLE.setflags(write=False)
+
+
+def from_scores(scores_M: Int32Array) -> Int8Array:
+    """sign(score(2q) - score(2q + 1)): (M / 2,) int8 from (M,) int32."""
+    wide = scores_M.astype(np.int64)
+    signs_Q: Int8Array = np.sign(wide[0::2] - wide[1::2]).astype(np.int8)
+    return signs_Q
 
 
 def packed_size(count: int) -> int:

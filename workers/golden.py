@@ -16,7 +16,7 @@ from zipfile import BadZipFile
 import numpy as np
 import numpy.typing as npt
 
-from es_service.algorithms.eggroll import votes_from_scores
+from es_service import votes
 from es_service.errors import DataError
 from es_service.models import egg
 from es_service.types import EggShape, Int8Array, Layout, Noise, Ops
@@ -135,7 +135,7 @@ def _results(golden: Golden, ops: Ops) -> Iterator[tuple[str, npt.NDArray[Any], 
     yield "eval_scores", arrays["eval_scores"], ops.scores(model, tokens_MW, 0, state)
     yield "eval_state_out", arrays["eval_state_out"], state
 
-    votes_Q = votes_from_scores(scores)
+    votes_Q = votes.from_scores(scores)
     yield "fitness", arrays["fitness"], votes_Q
     sums_P = np.zeros(golden.layout.size, np.int32)
     ops.accumulate(golden.layout, noise, votes_Q, golden.sign_noise, sums_P)

@@ -18,7 +18,7 @@ from es_service.algorithms.base import AbstractAlgorithm
 from es_service.errors import MessageError
 from es_service.types import Int8Array, Int32Array, Layout, NoiseAddress, Ops
 
-__all__ = ["Eggroll", "EggrollConfig", "threshold", "votes_from_scores"]
+__all__ = ["Eggroll", "EggrollConfig", "threshold"]
 
 _CHUNK_BYTES = 32 << 20
 """Noise held at once while an update is summed."""
@@ -53,13 +53,6 @@ def threshold(config: EggrollConfig, generation: int) -> int:
     return int(16 * NormalDist().inv_cdf(1 - share / 2))
 
 
-def votes_from_scores(scores_M: Int32Array) -> Int8Array:
-    """sign(score(2q) - score(2q + 1)): (M / 2,) int8 from (M,) int32."""
-    wide = scores_M.astype(np.int64)
-    signs_Q: Int8Array = np.sign(wide[0::2] - wide[1::2]).astype(np.int8)
-    return signs_Q
-
-
 class Eggroll(AbstractAlgorithm):
     """EGGROLL for one model layout, population and seed."""
 
@@ -82,7 +75,7 @@ class Eggroll(AbstractAlgorithm):
 
     def encode(self, scores_M: Int32Array) -> bytes:
         """Packed votes."""
-        return votes.pack(votes_from_scores(scores_M))
+        return votes.pack(votes.from_scores(scores_M))
 
     def check(self, payload: bytes, units: int) -> None:
         """Packed votes of exactly this many pairs."""
@@ -101,7 +94,7 @@ class Eggroll(AbstractAlgorithm):
         votes_Q = self.votes(record)
         sums_P = np.zeros(self.layout.size, np.int32)
         factors, products = self.layout.noise_sizes(self.config.rank)
-        chunk = max(1, _CHUNK_BYTES // (factors + 2 * products))
+        chunk = self.units if ops.lazy_noise else max(1, _CHUNK_BYTES // (factors + 2 * products))
         for first in range(0, self.units, chunk):
             part_Q = votes_Q[first : first + chunk]
             noise = ops.noise(self.layout, self.config.rank, self.address(generation), first, len(part_Q))

@@ -18,13 +18,13 @@ _NODE = {"num_cpus": 4, "include_dashboard": False, "object_store_memory": 80 <<
 
 @pytest.fixture(scope="session")
 def ray_address():
-    """Address of a local cluster of two nodes with 4 CPUs each."""
+    """Address of a local cluster of two nodes with 4 CPUs each; the second declares a GPU, which is not there."""
     from ray.cluster_utils import Cluster
 
     temp_dir = tempfile.mkdtemp(prefix="es", dir="/tmp")
     cluster = Cluster(initialize_head=True, head_node_args={**_NODE, "temp_dir": temp_dir})
     try:
-        cluster.add_node(num_cpus=4, object_store_memory=80 << 20)
+        cluster.add_node(num_cpus=4, num_gpus=1, object_store_memory=80 << 20)
         cluster.wait_for_nodes()
         yield cluster.address
     finally:

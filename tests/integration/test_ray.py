@@ -11,7 +11,7 @@ import time
 
 import pytest
 
-from es_service.config import resolve
+from es_service.config import load, resolve
 from es_service.directory import RunDirectory
 from es_service.errors import DataError, RunError
 from es_service.journal import scan
@@ -77,6 +77,17 @@ def undisturbed(make_config):
 def test_the_journal_is_the_same_for_any_number_of_workers(make_config, ray_address, undisturbed):
     for workers in (1, 2, 3):
         assert run(make_config(workers=workers), f"workers-{workers}", ray_address) == undisturbed
+
+
+def test_the_cuda_kernels_on_a_gpu_worker_make_the_reference_journal(ray_address, tmp_path):
+    """Emulated on the CPU, in an actor that asks for a GPU; the head checks with the reference kernels."""
+    common = [f'deployment.runs_dir="{tmp_path}"', 'deployment.aggregator_backend="reference"']
+    gpu = ["deployment.worker.num_gpus=1", 'deployment.worker.backend="cuda-emulated"', "deployment.worker.threads=2"]
+    plain = ['deployment.pool="local"', 'deployment.worker.backend="reference"']
+    expected = run(with_corpus(load("egg-smoke", common + plain))[0], "reference", None)
+    assert run(with_corpus(load("egg-smoke", common + gpu))[0], "gpu", ray_address) == expected
+    about = next(event["about"] for event in RunDirectory(tmp_path, "gpu").events() if event["kind"] == "worker_ready")
+    assert "cuda-emulated" in about
 
 
 def worker_pids(directory):

@@ -163,8 +163,10 @@ class World:
         for command in commands:
             self._check(command)
         must_pause = isinstance(event, Aggregated) and self.closed.get(event.generation, event.digest) != event.digest
-        must_pause |= isinstance(event, Committed) and event.generation <= self.aggregated and (
-            self.closed[event.generation] != canonical(event.generation)
+        must_pause |= (
+            isinstance(event, Committed)
+            and event.generation <= self.aggregated
+            and (self.closed[event.generation] != canonical(event.generation))
         )
         assert not must_pause or self.paused, "a generation was voted on other parameters, and nobody noticed"
         self._invariants()

@@ -48,7 +48,7 @@ def test_payloads_join_to_the_record():
     for payload, units in zip(payloads, (10, 10, 3), strict=True):
         r.check(payload, units)
     assert r.close(payloads) == r.encode(scores)
-    assert np.array_equal(r.votes(r.close(payloads)), eggroll.votes_from_scores(scores))
+    assert np.array_equal(r.votes(r.close(payloads)), votes.from_scores(scores))
 
 
 @pytest.mark.parametrize("payload", [b"", b"\0", b"\0\0\0", b"\xf3\0", b"\0\x09"])

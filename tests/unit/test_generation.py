@@ -337,9 +337,7 @@ def test_digests_are_compared_after_the_end_too():
 
 
 class Interleaving(RuleBasedStateMachine):
-    @initialize(
-        units=st.integers(1, 24), goal=st.integers(1, 5), lag=st.integers(0, 3), depth=st.integers(1, 3)
-    )
+    @initialize(units=st.integers(1, 24), goal=st.integers(1, 5), lag=st.integers(0, 3), depth=st.integers(1, 3))
     def begin(self, units, goal, lag, depth):
         self.world = World(units, Policy(goal, lag, depth, lease_timeout=10.0, hedge_floor=0.5))
         self.world.join("w0", "good")

@@ -125,9 +125,7 @@ def test_all_counters_of_a_small_run_differ(counters, rank):
     assert len(np.unique(used, axis=0)) == len(used)
 
 
-@given(
-    st.integers(0, (1 << 64) - 1), ADDRESSES, st.integers(1, 80), st.integers(0, 100), st.integers(1, 3)
-)
+@given(st.integers(0, (1 << 64) - 1), ADDRESSES, st.integers(1, 80), st.integers(0, 100), st.integers(1, 3))
 @settings(max_examples=60)
 def test_any_part_can_be_had_alone(seed, address, size, skip, count):
     epoch, unit, stream, tensor, first = address

@@ -9,7 +9,7 @@ import egg_scalar
 import numpy as np
 import pytest
 
-from es_service.algorithms.eggroll import votes_from_scores
+from es_service import votes
 from es_service.models import egg
 from es_service.types import EggShape, Noise, NoiseAddress
 from workers import golden
@@ -161,6 +161,6 @@ def test_the_update_rule_at_its_edges(k, sign_noise):
 
 def test_votes_are_antisymmetric_and_do_not_overflow():
     scores = np.array([5, 3, 3, 5, 4, 4, 2**31 - 1, -(2**31), -(2**31), 2**31 - 1], np.int32)
-    assert votes_from_scores(scores).tolist() == [1, -1, 0, 1, -1]
+    assert votes.from_scores(scores).tolist() == [1, -1, 0, 1, -1]
     exchanged = scores.reshape(-1, 2)[:, ::-1].reshape(-1)
-    assert np.array_equal(votes_from_scores(exchanged), -votes_from_scores(scores))
+    assert np.array_equal(votes.from_scores(exchanged), -votes.from_scores(scores))

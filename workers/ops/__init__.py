@@ -10,10 +10,14 @@ from es_service.types import Ops
 __all__ = ["BACKENDS", "resolve", "why_not"]
 
 BACKENDS = {
+    "cuda": "workers.ops.cuda:CudaOps",
     "native": "workers.ops.native:NativeOps",
     "reference": "workers.ops.reference:ReferenceOps",
 }
 """Backends in the order in which `auto` takes them."""
+
+_BY_NAME_ONLY = {"cuda-emulated": "workers.ops.cuda.emulated:EmulatedOps"}
+"""The CUDA kernels compiled for the host: exact and very slow, for tests and debugging."""
 
 
 def resolve(backend: str, threads: int = 1) -> tuple[Ops, str]:
@@ -47,9 +51,10 @@ def _label(ops: Ops) -> str:
 
 
 def _load(backend: str, threads: int) -> Ops:
-    if backend not in BACKENDS:
-        raise BackendError(f"backend {backend!r} is not part of this version; there are {', '.join(BACKENDS)}")
-    module, _, name = BACKENDS[backend].partition(":")
+    known = BACKENDS | _BY_NAME_ONLY
+    if backend not in known:
+        raise BackendError(f"backend {backend!r} is not part of this version; there are auto, {', '.join(known)}")
+    module, _, name = known[backend].partition(":")
     try:
         ops: Ops = getattr(importlib.import_module(module), name)(threads)
     except ImportError as error:

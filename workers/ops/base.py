@@ -33,6 +33,7 @@ class AbstractOps(ABC):
     """Checks, then kernels. `threads` is how many CPU threads the kernels may use."""
 
     name: str
+    lazy_noise = False
 
     def __init__(self, threads: int = 1) -> None:
         if threads < 1:
@@ -77,18 +78,14 @@ class AbstractOps(ABC):
             check("state", state_MLD, np.int8, (2 * pairs, shape.layers, shape.width))
         return self._member_scores(model, noise, rows_SW, row_of_pair_Q, burn_in, state_MLD)
 
-    def scores(
-        self, model: Any, rows_SW: UInt8Array, burn_in: int, state_SLD: Int8Array | None = None
-    ) -> Int32Array:
+    def scores(self, model: Any, rows_SW: UInt8Array, burn_in: int, state_SLD: Int8Array | None = None) -> Int32Array:
         """See `es_service.types.Ops.scores`."""
         _check_rows(rows_SW, burn_in)
         if state_SLD is not None:
             check("state", state_SLD, np.int8, (len(rows_SW), model.shape.layers, model.shape.width))
         return self._scores(model, rows_SW, burn_in, state_SLD)
 
-    def logits(
-        self, model: Any, tokens_S: UInt8Array, state_SLD: Int8Array, noise: Noise | None = None
-    ) -> Int8Array:
+    def logits(self, model: Any, tokens_S: UInt8Array, state_SLD: Int8Array, noise: Noise | None = None) -> Int8Array:
         """See `es_service.types.Ops.logits`."""
         members = len(tokens_S) if noise is None else 2 * self._check_noise(model.shape, noise)
         check("tokens", tokens_S, np.uint8, (members,))
@@ -151,9 +148,7 @@ class AbstractOps(ABC):
     def _scores(self, model: Any, rows_SW: UInt8Array, burn_in: int, state_SLD: Int8Array | None) -> Int32Array: ...
 
     @abstractmethod
-    def _logits(
-        self, model: Any, tokens_S: UInt8Array, state_SLD: Int8Array, noise: Noise | None
-    ) -> Int8Array: ...
+    def _logits(self, model: Any, tokens_S: UInt8Array, state_SLD: Int8Array, noise: Noise | None) -> Int8Array: ...
 
     @abstractmethod
     def _accumulate(

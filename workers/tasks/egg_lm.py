@@ -28,7 +28,8 @@ class EggLanguageModel:
         self.algorithm = algorithm_of(config)
         self.segments = Segments(train, config.population, config.segment.bytes, config.segment.burn_in, config.feeding)
         factors, products = self.layout.noise_sizes(self.rank)
-        self._chunk_pairs = max(16, _CHUNK_BYTES // (factors + 2 * products))
+        held = max(16, _CHUNK_BYTES // (factors + 2 * products))
+        self._chunk_pairs = config.population if ops.lazy_noise else held
         self._model: Any = None
 
     def prepare(self, parameters_P: Int8Array) -> None:
