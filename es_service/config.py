@@ -24,7 +24,7 @@ from es_service.journal import COMMIT_FIELDS, MAX_PAYLOAD_BYTES, canonical_json
 from es_service.noise import MAX_GENERATIONS
 from es_service.votes import VOTES_PER_BYTE
 
-__all__ = ["DeploymentConfig", "EggConfig", "RunConfig", "load", "preset_names", "resolve"]
+__all__ = ["DeploymentConfig", "EggConfig", "RunConfig", "explain", "load", "preset_names", "resolve"]
 
 PRESETS = Path(__file__).parent / "runs"
 NAME_PATTERN = r"[A-Za-z0-9][A-Za-z0-9._-]{0,62}"
@@ -35,7 +35,12 @@ Backend = Literal["auto", "reference", "native", "cuda", "cuda-emulated"]
 
 
 class _Config(BaseModel):
-    model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
+    model_config = ConfigDict(
+        frozen=True,
+        extra="forbid",
+        use_attribute_docstrings=True,
+        allow_inf_nan=False,  # JSON has no infinity
+    )
 
 
 class EggConfig(_Config):
@@ -99,13 +104,15 @@ class DeploymentConfig(_Config):
     """Generations by which the canonical parameters may be behind the commits."""
     keyframe_every: int = Field(100, ge=1)
     """Generations between keyframes."""
+    keep_keyframes: int = Field(0, ge=0)
+    """Newest keyframes to keep; 0: all."""
     evaluate_every: int = Field(20, ge=1)
     """Generations between held-out evaluations; the first and the last are always evaluated."""
     evaluation_rows: int = Field(1024, ge=1, le=1 << 20)
     """Rows of held-out bytes in an evaluation."""
     evaluation_bytes: int = Field(100, ge=1, le=65536)
     """Scored bytes in each of those rows; the state is zero at the start of a row."""
-    heartbeat_timeout_seconds: float = Field(60.0, gt=0)
+    heartbeat_timeout_seconds: float = Field(60.0, ge=2)
     """The head stops at a commit when its driver has been silent for this long, unless detached."""
     detach: bool = False
     """Let the run outlive its driver."""
@@ -190,7 +197,12 @@ def resolve(tree: dict[str, Any], overrides: Iterable[str] = ()) -> RunConfig:
     try:
         return TypeAdapter(RunConfig).validate_python(tree)
     except ValidationError as error:
-        raise ConfigError("\n".join(_explain(detail) for detail in error.errors())) from error
+        raise ConfigError(explain(error)) from error
+
+
+def explain(error: ValidationError) -> str:
+    """A line for each field that is wrong."""
+    return "\n".join(_explain(detail) for detail in error.errors())
 
 
 def _with_override(tree: dict[str, Any], override: str) -> dict[str, Any]:
@@ -199,9 +211,12 @@ def _with_override(tree: dict[str, Any], override: str) -> dict[str, Any]:
     if not equals or not all(path):
         raise ConfigError(f"--set {override!r}: write field=value, for example --set population=8192")
     try:
-        value = tomllib.loads(f"value = {text}")["value"]
+        parsed = tomllib.loads(f"value = {text}")
     except tomllib.TOMLDecodeError:
-        value = text
+        parsed = {"value": text}
+    if len(parsed) != 1:
+        raise ConfigError(f"--set {override!r}: one field at a time; repeat --set for more")
+    value = parsed["value"]
     return _replaced(tree, path, value, key)
 
 

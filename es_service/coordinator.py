@@ -6,17 +6,18 @@ import threading
 import time
 from collections import deque
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
 
-from es_service import generation as machine_events
-from es_service import journal
+from es_service import events, journal
 from es_service.aggregator import Aggregator, Applied, Evaluated
 from es_service.algorithms.base import AbstractAlgorithm
 from es_service.config import RunConfig
 from es_service.directory import RunDirectory
-from es_service.errors import DivergenceError, MessageError
-from es_service.generation import Assign, Close, Command, Event, Finish, Machine, Notice, Pause, Policy, SendRestore
+from es_service.errors import DivergenceError, MessageError, RunError
+from es_service.events import Assign, Close, Command, Event, Finish, Notice, Pause, SendRestore
+from es_service.generation import Machine, Policy
 from es_service.journal_writer import JournalWriter
 from es_service.keeper import Keeper
 from es_service.messages import Behind, Commit, LeaseResult, Order, Restore, Share, decode, encode
@@ -111,7 +112,8 @@ class Coordinator:
             return self._finish
         except BaseException as error:
             self._set_status(state="failed", reason=str(error) or type(error).__name__)
-            self.directory.log_event("failed", generation=self.machine.generation, reason=str(error))
+            with suppress(RunError):  # the disk may be what failed
+                self.directory.log_event("failed", generation=self.machine.generation, reason=str(error))
             raise
         finally:
             self.pool.close()
@@ -126,13 +128,18 @@ class Coordinator:
 
     def _turn(self) -> None:
         busy = self.machine.in_flight > 0
-        events = self.pool.poll(_POLL_SECONDS if busy else 0.0)
-        self._handle(machine_events.Tick(self.clock()))
-        for event in events:
+        happened = self.pool.poll(self._patience() if busy else 0.0)
+        self._handle(events.Tick(self.clock()))
+        for event in happened:
             self._on_pool(event)
         for news in self.aggregator.take(0.0 if busy else _POLL_SECONDS):
             self._on_aggregator(news)
         self._check_stop()
+
+    def _patience(self) -> float:
+        """How long to wait for workers: not long while workers of this node wait for the aggregator."""
+        waiting = self._sharing and self.machine.aggregated < self.machine.generation
+        return _POLL_SECONDS / 20 if waiting else _POLL_SECONDS
 
     def _check_stop(self) -> None:
         if self.driver_is_silent() and not self.config.deployment.detach:
@@ -141,7 +148,7 @@ class Coordinator:
             self.directory.stop_path.unlink(missing_ok=True)
             self.stop("stop requested")
         if self._stop.is_set() and self._finish is None:
-            self._handle(machine_events.Stop(self._stop_reason))
+            self._handle(events.Stop(self._stop_reason))
 
     def _end(self, finish: Finish) -> None:
         """The aggregator catches up, the last generation is evaluated and saved, the journal is closed."""
@@ -164,11 +171,11 @@ class Coordinator:
                     self._opened = self.clock()  # time without workers is nobody's speed
                 if shares:
                     self._sharing.add(worker)
-                self._handle(machine_events.Joined(worker, shares))
+                self._handle(events.Joined(worker, shares))
             case Gone(worker, reason):
                 self.directory.log_event("worker_gone", worker=worker, reason=reason)
                 self._replicas.pop(worker, None)
-                self._handle(machine_events.Left(worker))
+                self._handle(events.Left(worker))
             case Reply(worker, data):
                 self._up += len(data)
                 if data:
@@ -182,14 +189,14 @@ class Coordinator:
             if isinstance(message, LeaseResult) and message.run == self.run_id:
                 self.algorithm.check(message.payload, message.lease.num_units)
                 self._model_bytes += message.model_bytes
-                self._handle(machine_events.Returned(worker, message))
+                self._handle(events.Returned(worker, message))
             elif isinstance(message, Behind) and message.run == self.run_id:
                 reason = f"replica at generation {message.replica_generation}"
-                self._handle(machine_events.Fell(worker, message.lease, reason))
+                self._handle(events.Fell(worker, message.lease, reason))
             else:
                 raise MessageError("not an answer to a lease of this run")
         except MessageError as error:
-            self._handle(machine_events.Fell(worker, None, str(error)))
+            self._handle(events.Fell(worker, None, str(error)))
 
     def _on_aggregator(self, news: Applied | Evaluated | BaseException) -> None:
         match news:
@@ -208,7 +215,7 @@ class Coordinator:
             moved_ratio=round(applied.moved / self._size, 6),
             seconds=round(applied.seconds, 6),
         )
-        self._handle(machine_events.Aggregated(canonical.generation, canonical.digest))
+        self._handle(events.Aggregated(canonical.generation, canonical.digest))
 
     def _on_held_out(self, generation: int, held_out: float | None) -> None:
         if held_out is not None:
@@ -228,7 +235,7 @@ class Coordinator:
                     self._replicas[worker] = lease.generation
                 case Close(number, results):
                     self._commit(number, results)
-                    commands.extend(self.machine.handle(machine_events.Committed(number)))
+                    commands.extend(self.machine.handle(events.Committed(number)))
                 case Notice(kind, worker, number, detail):
                     self.directory.log_event(kind, worker=worker, generation=number, detail=detail)
                 case Pause(reason):

@@ -6,6 +6,7 @@ import fcntl
 import json
 import os
 import re
+import tempfile
 import time
 from collections.abc import Iterator
 from contextlib import suppress
@@ -14,7 +15,7 @@ from typing import Any
 
 from pydantic import ValidationError
 
-from es_service.config import NAME_PATTERN, RunConfig
+from es_service.config import NAME_PATTERN, RunConfig, explain
 from es_service.errors import ConfigError, RunError
 from es_service.journal_writer import LOCK_FILE, write_atomically
 
@@ -59,12 +60,13 @@ class RunDirectory:
                 "or choose another with --name"
             )
 
-    def create(self, config: RunConfig) -> None:
-        """Make the directory and write the resolved config."""
+    def create(self) -> None:
+        """Make the directories of a new run, if this can be written at all."""
         self.check_new()
         try:
             self.keyframes_path.mkdir(parents=True, exist_ok=True)
-            self.write_config(config)
+            with tempfile.TemporaryFile(dir=self.path):
+                pass
         except OSError as error:
             raise RunError(
                 f"{self.path}: cannot write here ({error.strerror}); set deployment.runs_dir or --runs-dir to a "
@@ -72,8 +74,11 @@ class RunDirectory:
             ) from error
 
     def write_config(self, config: RunConfig) -> None:
-        """Replace config.json."""
-        write_atomically(self.config_path, (config.model_dump_json(indent=2) + "\n").encode())
+        """Replace config.json; for whoever holds the journal's lock."""
+        try:
+            write_atomically(self.config_path, (config.model_dump_json(indent=2) + "\n").encode())
+        except OSError as error:
+            raise RunError(f"{self.config_path}: cannot be written: {error.strerror}") from error
 
     def read_config(self) -> RunConfig:
         """The config as resolved at the last start; raises `RunError` if there is no such run or it is damaged."""
@@ -84,13 +89,14 @@ class RunDirectory:
                 f"{self.path}: no run of this name; `es-service status` lists those in {self.path.parent}"
             ) from error
         except (OSError, ValidationError) as error:
-            raise RunError(f"{self.config_path}: cannot be read as a config: {error}") from error
+            reason = explain(error) if isinstance(error, ValidationError) else error.strerror
+            raise RunError(f"{self.config_path}: cannot be read as a config; put back a copy: {reason}") from error
 
     def holder(self) -> str | None:
         """Who is writing the journal now on this machine, or None."""
         try:
             lock = os.open(self.path / LOCK_FILE, os.O_RDONLY)
-        except FileNotFoundError:
+        except OSError:
             return None
         try:
             fcntl.flock(lock, fcntl.LOCK_SH | fcntl.LOCK_NB)
@@ -110,7 +116,7 @@ class RunDirectory:
 
     def metrics(self) -> Iterator[dict[str, Any]]:
         """Lines of metrics.jsonl; where a generation was evaluated again after a crash, both lines."""
-        return _lines(self.metrics_path)
+        return (row for row in _lines(self.metrics_path) if isinstance(row.get("generation"), int))
 
     def events(self) -> Iterator[dict[str, Any]]:
         """Lines of events.jsonl."""
@@ -118,15 +124,22 @@ class RunDirectory:
 
 
 def _append(path: Path, values: dict[str, Any]) -> None:
-    with path.open("a", encoding="utf-8") as file:
-        file.write(json.dumps(values) + "\n")
+    try:
+        with path.open("a", encoding="utf-8") as file:
+            file.write(json.dumps(values) + "\n")
+    except OSError as error:
+        raise RunError(
+            f"{path}: cannot be written ({error.strerror}); make room or put the directory back, then resume the run"
+        ) from error
 
 
 def _lines(path: Path) -> Iterator[dict[str, Any]]:
     if not path.exists():
         return
-    with path.open(encoding="utf-8") as file:
+    with path.open(encoding="utf-8", errors="replace") as file:
         for line in file:
             start = max(line.rfind('{"kind": '), 0)  # a crash may leave half a line, without its end, before the next
             with suppress(json.JSONDecodeError):
-                yield json.loads(line[start:])
+                values = json.loads(line[start:])
+                if isinstance(values, dict) and isinstance(values.get("kind"), str):
+                    yield values

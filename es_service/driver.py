@@ -8,7 +8,7 @@ from typing import Any
 
 from es_service.coordinator import Status
 from es_service.errors import RunError
-from es_service.generation import Finish
+from es_service.events import Finish
 from es_service.handles import Handle
 
 __all__ = ["follow"]

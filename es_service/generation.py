@@ -32,14 +32,11 @@ from es_service.events import (
     SendRestore,
     Stop,
     Tick,
-)  # fmt: skip
+)
 from es_service.messages import Lease, LeaseResult
 from es_service.plan import Plan
 
-__all__ = [
-    "Aggregated", "Assign", "Close", "Command", "Committed", "Event", "Fell", "Finish", "Joined", "Left", "Machine",
-    "Notice", "Pause", "Policy", "Returned", "SendRestore", "Stop", "Tick",
-]  # fmt: skip
+__all__ = ["Machine", "Policy"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -138,7 +135,7 @@ class Machine:
         self._plan = self.plan_of(self.generation)
         self._pending = deque(range(len(self._plan)))
         self._attempts = [0] * len(self._plan)
-        self._results: dict[int, tuple[str, LeaseResult]] = {}
+        self._tally: dict[int, tuple[str, LeaseResult]] = {}
         self._against: dict[str, int] = {}
 
     def _tick(self, now: float) -> None:
@@ -186,7 +183,7 @@ class Machine:
         newest: dict[int, tuple[float, str]] = {}
         for name, worker in self._workers.items():
             for (generation, index), since in worker.leases.items():
-                if generation == self.generation and index not in self._results:
+                if generation == self.generation and index not in self._tally:
                     newest[index] = max(newest.get(index, (since, name)), (since, name))
         for index, (since, name) in sorted(newest.items(), key=lambda item: item[1]):
             if idle and self.now - since > self._deadline():
@@ -230,12 +227,12 @@ class Machine:
     def _count(self, name: str, index: int, result: LeaseResult) -> list[Command]:
         if name in self._workers:
             self._workers[name].faults = 0
-        if index not in self._results:
-            self._results[index] = (name, result)
+        if index not in self._tally:
+            self._tally[index] = (name, result)
             if index in self._pending:
                 self._pending.remove(index)
             return []
-        first = self._results[index][1]
+        first = self._tally[index][1]
         same = (first.payload, first.digest) == (result.payload, result.digest)
         return [Notice("duplicate" if same else "mismatch", name, self.generation, f"lease {index}")]
 
@@ -262,7 +259,7 @@ class Machine:
 
     def _requeue(self, index: int) -> None:
         held = any((self.generation, index) in worker.leases for worker in self._workers.values())
-        if index not in self._results and index not in self._pending and not held:
+        if index not in self._tally and index not in self._pending and not held:
             self._pending.append(index)
 
     def _release(self, name: str, generation: int, index: int) -> float | None:
@@ -298,9 +295,9 @@ class Machine:
     # Generations.
 
     def _close(self) -> list[Command]:
-        if len(self._results) < len(self._plan):
+        if len(self._tally) < len(self._plan):
             return []
-        results = tuple(self._results[index][1] for index in range(len(self._plan)))
+        results = tuple(self._tally[index][1] for index in range(len(self._plan)))
         if len({result.digest for result in results}) > 1:
             return []  # the aggregator decides when it gets here
         self._phase = _Phase.CLOSING
@@ -309,7 +306,7 @@ class Machine:
     def _committed(self, generation: int) -> list[Command]:
         if self._phase is not _Phase.CLOSING or generation != self.generation:
             raise AssertionError(f"commit of generation {generation}, while {self.generation} is {self._phase.value}")
-        digest = self._results[0][1].digest
+        digest = self._tally[0][1].digest
         if self.aggregated < generation:
             self._recorded[generation] = digest
         elif digest != self._canonical:
@@ -330,9 +327,9 @@ class Machine:
             return self._pause(generation, recorded)
         if generation != self.generation or self._phase is not _Phase.OPEN:
             return self._assign()
-        wrong = {index: vote for index, vote in self._results.items() if vote[1].digest != digest}
+        wrong = {index: vote for index, vote in self._tally.items() if vote[1].digest != digest}
         for index in wrong:
-            del self._results[index]
+            del self._tally[index]
         return (self._reject(wrong) if wrong else []) + self._assign()
 
     def _pause(self, generation: int, theirs: int) -> list[Command]:

@@ -6,7 +6,7 @@ import threading
 from typing import Protocol
 
 from es_service.coordinator import Coordinator, Status
-from es_service.generation import Finish
+from es_service.events import Finish
 
 __all__ = ["Handle", "ThreadHandle"]
 
@@ -58,6 +58,7 @@ class ThreadHandle:
 
     def close(self) -> None:
         """See `Handle`."""
+        self._coordinator.stop("the driver has left")  # nothing, where the run has ended
         self._thread.join()
 
     def _run(self) -> None:

@@ -12,7 +12,7 @@ from es_service.config import RunConfig
 from es_service.coordinator import Coordinator, Status
 from es_service.data import Corpus, piece
 from es_service.directory import RunDirectory
-from es_service.generation import Finish
+from es_service.events import Finish
 from es_service.pools import Pool
 from es_service.session import open_session
 from es_service.types import Ops
@@ -47,13 +47,12 @@ class HeadActor:
         self._make_pool = make_pool
         self._coordinator: Coordinator | None = None
         self._corpus: Corpus | None = None
-        self._abandoned = threading.Timer(self._config.deployment.heartbeat_timeout_seconds, self._die)
 
-    def open(self, resume: bool, threads: int) -> str:
+    def open(self, resume: bool) -> str:
         """Lock the journal and start the workers; raises what is wrong. One line about the head's kernels."""
-        ops, why = self._resolve(self._config.deployment.aggregator_backend, threads)
+        ops, why = self._resolve(self._config.deployment.aggregator_backend, 0)
         self._coordinator = open_session(self._config, self._directory, resume, ops, self._pool)
-        self._abandoned.start()
+        self._abandoned = self._watch()
         return why
 
     def corpus_piece(self, held_out: bool, offset: int) -> bytes:
@@ -61,28 +60,32 @@ class HeadActor:
         return piece(self._corpus, held_out, offset) if self._corpus else b""
 
     def run(self) -> Finish:
-        """Train. Nobody waits for the answer of a detached run or after the driver's death: the actor then ends."""
+        """Train. The driver takes the answer and ends this actor; where nobody does, it ends itself."""
         self._abandoned.cancel()
         try:
             return self._opened().run()
         finally:
             if self._config.deployment.detach or self._opened().driver_is_silent():
                 self._die()
+            self._watch()
 
     def heartbeat(self) -> Status:
         """The driver is alive; what it may show."""
         return self._opened().heartbeat()
 
-    def status(self) -> Status:
-        """What `heartbeat` answers, for others than the driver."""
-        return self._opened().status
-
     def stop(self, reason: str) -> None:
         """Ask for an end at the last commit."""
         self._opened().stop(reason)
 
+    def _watch(self) -> threading.Timer:
+        """End this actor after a while, unless its driver does so, or calls `run`, before."""
+        timer = threading.Timer(self._config.deployment.heartbeat_timeout_seconds, self._die)
+        timer.daemon = True
+        timer.start()
+        return timer
+
     def _die(self) -> None:
-        """End this actor: nobody is left who would; also when the driver died before it called `run`."""
+        """End this actor: nobody is left who would."""
         ray.kill(ray.get_runtime_context().current_actor, no_restart=True)
 
     def _pool(self, config: RunConfig, corpus: Corpus) -> Pool:

@@ -31,7 +31,7 @@ from es_service.journal import (
     scan,
 )
 
-__all__ = ["EPOCH_FILE", "LOCK_FILE", "JournalWriter", "sync_directory", "write_atomically"]
+__all__ = ["EPOCH_FILE", "LOCK_FILE", "JournalWriter", "check_spec", "sync_directory", "write_atomically"]
 
 LOCK_FILE = "journal.lock"
 EPOCH_FILE = "epoch"
@@ -121,7 +121,7 @@ class JournalWriter:
             epoch = _take_epoch(path.parent)
             contents = scan(path)
             if expected_spec is not None:
-                _check_spec(path, contents.spec_at(len(contents.commits)), expected_spec)
+                check_spec(path, contents.spec_at(len(contents.commits)), expected_spec)
             _cut_tail(path, contents.append_offset)
             return cls(path, lock, epoch, contents), contents
 
@@ -268,7 +268,8 @@ def _me() -> str:
     return f"pid {os.getpid()} on {socket.gethostname()}"
 
 
-def _check_spec(path: Path, journaled: dict[str, Any], expected: dict[str, Any]) -> None:
+def check_spec(path: Path, journaled: dict[str, Any], expected: dict[str, Any]) -> None:
+    """Raise `ConfigError`, naming the fields, unless the two specs are the same."""
     if canonical_json(journaled) == canonical_json(expected):
         return
     fields = "; ".join(_differences(journaled, expected, ""))

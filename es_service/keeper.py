@@ -56,6 +56,8 @@ class Keeper:
         directory = self.directory.keyframes_path
         keyframes.save(directory, layout, canonical.parameters_P, canonical.generation, canonical.digest, spec_hash)
         self._saved = canonical.generation
+        if self.config.deployment.keep_keyframes:
+            keyframes.prune(directory, self.config.deployment.keep_keyframes)
 
     def _evaluate(self, canonical: Canonical) -> float:
         self._evaluated = canonical.generation

@@ -13,10 +13,12 @@ from es_service.config import RunConfig
 from es_service.data import Corpus
 from es_service.directory import RunDirectory
 from es_service.errors import BackendError, ConfigError, RunError
-from es_service.generation import Finish
+from es_service.events import Finish
 from es_service.handles import Handle, ThreadHandle
+from es_service.journal import scan
+from es_service.journal_writer import check_spec
 from es_service.pools import Pool
-from es_service.session import open_session
+from es_service.session import open_session, with_corpus
 from es_service.wiring import kernels
 
 __all__ = ["launch", "node_cores", "stop"]
@@ -57,7 +59,11 @@ def _check_here(config: RunConfig, directory: RunDirectory, resume: bool) -> Non
     for backend in {config.deployment.aggregator_backend, config.deployment.worker.backend}:
         kernels(backend, 1)
     if not resume:
-        directory.create(config)
+        directory.create()
+        return
+    contents = scan(directory.journal_path)
+    check_spec(directory.journal_path, contents.spec_at(len(contents.commits)), config.spec)
+    with_corpus(config)
 
 
 def stop(run: str, address: str) -> None:
@@ -105,6 +111,7 @@ class ActorHandle:
         self._head = head
         self._detach = detach
         self._run = head.run.remote()
+        _get(head.heartbeat.remote())  # both calls have arrived, whatever becomes of this process
 
     def heartbeat(self) -> Any:
         """See `Handle`."""
@@ -139,23 +146,30 @@ def _launch_actor(config: RunConfig, directory: RunDirectory, resume: bool, alon
     if config.deployment.detach and alone:
         raise ConfigError("deployment.detach: a local Ray ends with its driver; give the --address of a cluster")
     nodes = [node for node in ray.nodes() if node["Alive"]]  # type: ignore[no-untyped-call]
-    config = _placed(config, [node["Resources"] for node in nodes])
     if alone:  # elsewhere nodes may still come
-        _check_resources(config, nodes)
+        _check_resources(_placed(config, [node["Resources"] for node in nodes]), nodes)
     here = ray.get_runtime_context().get_node_id()
     head_node = next((n["NodeID"] for n in nodes if "node:__internal_head__" in n["Resources"]), here)
     head_class: Any = ray.remote(HeadActor)
-    head = head_class.options(
-        name=actor_name(directory.name),
-        namespace=NAMESPACE,
-        lifetime="detached",
-        num_cpus=config.deployment.head_num_cpus,
-        max_restarts=0,
-        max_concurrency=8,
-        scheduling_strategy=NodeAffinitySchedulingStrategy(head_node, soft=False),
-    ).remote(config.model_dump_json(), str(directory.path.absolute().parent), directory.name, kernels, make_ray_pool)
+    name = actor_name(directory.name)
     try:
-        about = _get(head.open.remote(resume, node_cores()))
+        head = head_class.options(
+            name=name,
+            namespace=NAMESPACE,
+            lifetime="detached",
+            num_cpus=config.deployment.head_num_cpus,
+            max_restarts=0,
+            max_concurrency=8,
+            scheduling_strategy=NodeAffinitySchedulingStrategy(head_node, soft=False),
+        ).remote(
+            config.model_dump_json(), str(directory.path.absolute().parent), directory.name, kernels, make_ray_pool
+        )
+    except ValueError as error:  # the name is taken
+        raise RunError(
+            f"a run {directory.name!r} is under way on this cluster: stop it with `es-service stop`"
+        ) from error
+    try:
+        about = _get(head.open.remote(resume))
     except BaseException:
         ray.kill(head, no_restart=True)
         raise
@@ -164,9 +178,12 @@ def _launch_actor(config: RunConfig, directory: RunDirectory, resume: bool, alon
 
 def make_ray_pool(config: RunConfig, corpus: Corpus) -> Pool:  # noqa: ARG001 - workers load their own corpus
     """Worker actors, owned by the process that calls this: the head's."""
+    import ray
+
     from workers.pool import RayPool
 
-    return RayPool(config)
+    nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]  # type: ignore[no-untyped-call]
+    return RayPool(_placed(config, nodes))
 
 
 @contextmanager

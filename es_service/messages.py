@@ -35,7 +35,7 @@ class Lease:
 
 @dataclass(frozen=True, slots=True)
 class Commit:
-    """What a replica needs to go from `generation` to the next. Made by the head; `epoch` of a spec by the journal."""
+    """What a replica needs to go from `generation` to the next. Made by the head."""
 
     generation: int
     threshold: int

@@ -62,11 +62,16 @@ def open_session(
 
 
 def _begin(config: RunConfig, directory: RunDirectory, ops: Ops) -> tuple[JournalWriter, Canonical]:
-    directory.create(config)
+    directory.create()
     parameters_P = initial_parameters(config)
     digest = ops.digest(layout_of(config), parameters_P)
     writer = JournalWriter.create(directory.journal_path, journal.Header(config.spec, digest))
-    return writer, Canonical(0, parameters_P, digest)
+    try:
+        directory.write_config(config)  # under the journal's lock
+        return writer, Canonical(0, parameters_P, digest)
+    except BaseException:
+        writer.close()
+        raise
 
 
 def _resume(config: RunConfig, directory: RunDirectory, ops: Ops) -> tuple[JournalWriter, Canonical]:

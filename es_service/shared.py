@@ -12,6 +12,7 @@ from pathlib import Path
 
 import numpy as np
 
+from es_service.errors import RunError
 from es_service.types import Int8Array
 
 __all__ = ["SharedParameters", "read_shared"]
@@ -27,7 +28,7 @@ class SharedParameters:
         try:
             self.path = _allocate(_MEMORY / f"es-service-{tag}.parameters", 2 * size)
         except OSError:  # no such place, or it is full
-            self.path = _allocate(run_directory / "shared.parameters", 2 * size)
+            self.path = _allocate_beside(run_directory / "shared.parameters", 2 * size)
         self._slots_2P: Int8Array = np.memmap(self.path, np.int8, "r+", shape=(2, size))
 
     def publish(self, generation: int, parameters_P: Int8Array) -> None:
@@ -41,13 +42,21 @@ class SharedParameters:
 
 def _allocate(path: Path, size: int) -> Path:
     """A file whose blocks exist, so that no later write can fail for want of room."""
+    path.unlink(missing_ok=True)  # not truncated: a worker of a killed head may still read the old one
     try:
-        with path.open("wb") as file:
+        with path.open("xb") as file:
             os.posix_fallocate(file.fileno(), 0, size)
     except OSError:
         path.unlink(missing_ok=True)
         raise
     return path
+
+
+def _allocate_beside(path: Path, size: int) -> Path:
+    try:
+        return _allocate(path, size)
+    except OSError as error:
+        raise RunError(f"{path}: no room for {size} bytes: {error.strerror}; make room on this disk") from error
 
 
 def read_shared(path: Path, generation: int, size: int) -> Int8Array:

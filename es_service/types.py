@@ -103,7 +103,7 @@ class NoiseAddress:
 class Noise:
     """Noise of Q consecutive units for the even member (sign +1), as kernels take it.
 
-    factors_QF: (Q, F) int8, C-contiguous, matrices only, laid out by `Layout.noise_slots`.
+    factors_QF: (Q, F) int8 in -127 .. 127, C-contiguous, matrices only, laid out by `Layout.noise_slots`.
     products_QV: (Q, V) int16, C-contiguous, the product u v of each vector element.
     """
 

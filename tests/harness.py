@@ -14,7 +14,7 @@ from es_service.config import RunConfig
 from es_service.coordinator import Coordinator
 from es_service.data import Corpus
 from es_service.directory import RunDirectory
-from es_service.generation import Finish
+from es_service.events import Finish
 from es_service.journal import JournalContents, scan
 from es_service.messages import Behind, Order, decode, encode
 from es_service.pools import Gone, Pool, PoolEvent, Ready, Reply

@@ -98,6 +98,9 @@ def read(path: Path) -> Golden:
         layout = egg.layout(width, layers)
         if (arrays["tokens"][0::2] != arrays["tokens"][1::2]).any():
             raise ValueError("the members of a pair read different rows")
+        noise = _noise(arrays, layout)
+        if noise.factors_QF.min() < -127:
+            raise ValueError("a noise factor is -128, and the opposite of that is no int8")
         return Golden(
             shape=EggShape(width, layers, sigma_shift),
             layout=layout,
@@ -106,7 +109,7 @@ def read(path: Path) -> Golden:
             arrays=arrays,
             parameters_P=_flat(arrays, "param", layout),
             updated_P=_flat(arrays, "updated", layout),
-            noise=_noise(arrays, layout),
+            noise=noise,
         )
     except (OSError, EOFError, LookupError, ValueError, TypeError, BadZipFile, zlib.error) as error:
         raise DataError(f"{path}: not a golden .npz file ({error}); see tests/golden for the format") from error

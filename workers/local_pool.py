@@ -52,6 +52,8 @@ class LocalPool:
             return Reply(name, self._evaluators[name].handle(data))
         except ServiceError as error:
             del self._queues[name]
+            if not self._queues:  # nobody would replace it
+                raise
             return Gone(name, str(error))
 
     def close(self) -> None:

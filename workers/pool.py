@@ -16,7 +16,8 @@ from workers.actor import WorkerActor
 
 __all__ = ["RayPool"]
 
-_FAILURES_IN_A_ROW = 3
+_STARTS_IN_A_ROW = 3
+_LOSSES_IN_A_ROW = 10
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,8 +31,8 @@ class _Call:
 class RayPool:
     """Keeps `deployment.workers` actors alive. Names count up and are never used twice.
 
-    Lives in the head's process: the actors are owned by it and die with it. `poll` raises `BackendError` when several
-    workers in a row could not even start: the cause will not go away by trying again.
+    Lives in the head's process: the actors are owned by it and die with it. `poll` raises when several workers in a row
+    could not even start, or died without a result: the cause will not go away by trying again.
     """
 
     def __init__(self, config: RunConfig) -> None:
@@ -48,7 +49,7 @@ class RayPool:
         self._calls: dict[Any, _Call] = {}
         self._node = ray.get_runtime_context().get_node_id()
         self._names = 0
-        self._failures = 0
+        self._failures = self._losses = 0
         for _ in range(config.deployment.workers):
             self._spawn()
 
@@ -90,20 +91,21 @@ class RayPool:
             reason = "its process or node is gone" if isinstance(error, RayActorError) else "its answer was lost"
             return self._lost(call, BackendError(f"{reason} ({type(error).__name__})"))
         if not call.starting:
+            self._losses = 0 if answer else self._losses
             return [Reply(call.worker, answer)]
         self._failures = 0
         about, node = answer
         return [Ready(call.worker, about, shares=node == self._node)]
 
     def _lost(self, call: _Call, error: BaseException) -> list[PoolEvent]:
-        """Replace the worker; give up where workers do not even start."""
+        """Replace the worker; give up where workers do not even start, or die again and again with nothing done."""
         self._drop(call.worker)
-        if call.starting:
-            self._failures += 1
-            if self._failures >= _FAILURES_IN_A_ROW:
-                if isinstance(error, ServiceError):
-                    raise error
-                raise BackendError(f"{self._failures} workers in a row did not start: {error}") from error
+        self._failures += call.starting
+        self._losses += 1
+        if self._failures >= _STARTS_IN_A_ROW or self._losses >= _LOSSES_IN_A_ROW + len(self._actors):
+            if isinstance(error, ServiceError):
+                raise error
+            raise BackendError(f"{self._losses} workers in a row came to nothing, the last with: {error}") from error
         self._spawn()
         return [Gone(call.worker, f"{type(error).__name__}: {error}")]
 

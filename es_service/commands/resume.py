@@ -3,16 +3,15 @@
 from __future__ import annotations
 
 from argparse import Namespace
-from pathlib import Path
 
 from es_service.commands.running import carry_out, with_flags
+from es_service.commands.sources import directory_of
 from es_service.config import resolve
-from es_service.directory import RunDirectory
 
 
 def run(arguments: Namespace) -> int:
     """The run's own config, with changes to its deployment; a change to its spec is refused by the journal."""
-    directory = RunDirectory(arguments.runs_dir or Path("runs"), arguments.name)
+    directory = directory_of(arguments)
     stored = directory.read_config().with_deployment(detach=False)
     config = with_flags(resolve(stored.model_dump(mode="json"), arguments.overrides), arguments)
     config = config.with_deployment(runs_dir=directory.path.absolute().parent)

@@ -27,8 +27,10 @@ def with_flags(config: RunConfig, arguments: Namespace) -> RunConfig:
     if arguments.detach:
         overrides.append("deployment.detach=true")
     config = resolve(config.model_dump(mode="json"), overrides)
-    if arguments.detach and not arguments.address:
-        raise ConfigError("--detach: a local Ray ends with this command; give the --address of a cluster")
+    if config.deployment.detach and (not arguments.address or config.deployment.pool == "local"):
+        raise ConfigError(
+            "deployment.detach: a run on this machine's own Ray ends with this command; give the --address of a cluster"
+        )
     runs_dir = (arguments.runs_dir or config.deployment.runs_dir).absolute()
     return config.with_deployment(runs_dir=runs_dir)
 
@@ -45,7 +47,10 @@ def carry_out(config: RunConfig, directory: RunDirectory, resume: bool, address:
             return 0
         finish = follow(handle)
     print(f"stopped at generation {finish.generation}: {finish.reason}", flush=True)
-    _report(config, directory)
+    if directory.journal_path.exists():
+        _report(config, directory)
+    else:
+        print(f"the files of the run are on the head's node, in {directory.path}")
     if finish.reason != "goal":
         print(f"go on with: es-service resume {directory.name}{_runs_dir_flag(config)}")
     return 130 if finish.reason == "interrupted" else 0

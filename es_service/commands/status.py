@@ -80,8 +80,16 @@ def _state(holder: str | None, contents: journal.JournalContents, goal: int, end
 
 def _by_generation(rows: Sequence[dict[str, Any]], kind: str, last: int) -> list[dict[str, Any]]:
     """Rows of a kind in order of generation; of one that was repeated after a crash, the newest."""
-    found = {row["generation"]: row for row in rows if row.get("kind") == kind and row["generation"] <= last}
+    found = {row["generation"]: row for row in rows if _is(row, kind) and row["generation"] <= last}
     return [found[generation] for generation in sorted(found)]
+
+
+_FIELDS = {"commit": {"seconds", "model_bytes"}, "evaluation": {"bits_per_byte"}}
+
+
+def _is(row: dict[str, Any], kind: str) -> bool:
+    """A whole row of this kind: a damaged file may hold others."""
+    return row["kind"] == kind and row.keys() >= _FIELDS[kind]
 
 
 def _speed(rows: Sequence[dict[str, Any]]) -> float | None:

@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import time
 from argparse import Namespace
-from pathlib import Path
 
-from es_service.directory import RunDirectory
+from es_service.commands.sources import directory_of
 from es_service.errors import RunError
 from es_service.launch import stop
 
@@ -19,7 +18,7 @@ def run(arguments: Namespace) -> int:
         stop(arguments.name, arguments.address)
         print(f"{arguments.name} stops at its last commit; go on with: es-service resume {arguments.name}")
         return 0
-    directory = RunDirectory(arguments.runs_dir or Path("runs"), arguments.name)
+    directory = directory_of(arguments)
     directory.read_config()
     if directory.holder() is None:
         raise RunError(f"{directory.path}: this run is not under way on this machine; on a cluster, give its --address")

@@ -15,7 +15,11 @@ def run(arguments: Namespace) -> int:
     """Everything that can be wrong is checked before Ray starts."""
     config = with_flags(load(arguments.source, arguments.overrides), arguments)
     runs_dir = config.deployment.runs_dir
-    directory = RunDirectory(runs_dir, arguments.name or next_name(runs_dir, Path(arguments.source).stem))
+    directory = RunDirectory(runs_dir, _name(arguments, runs_dir))
     directory.check_new()
     config, _ = with_corpus(config)
     return carry_out(config, directory, resume=False, address=arguments.address)
+
+
+def _name(arguments: Namespace, runs_dir: Path) -> str:
+    return next_name(runs_dir, Path(arguments.source).stem) if arguments.name is None else arguments.name

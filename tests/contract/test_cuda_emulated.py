@@ -149,7 +149,7 @@ def test_accumulate_for_a_layout_whose_rows_share_counters(ops):
 
 def test_accumulate_of_extreme_recorded_noise_and_of_abstentions(ops):
     case = Case(16, 1, 1, 4)
-    noise = Noise(1, np.full_like(case.noise.factors_QF, -128), np.full_like(case.noise.products_QV, 16384))
+    noise = Noise(1, np.full_like(case.noise.factors_QF, -127), np.full_like(case.noise.products_QV, 16384))
     votes = np.array([1, -1, 0, -1], np.int8)
     expected, sums = np.zeros(case.layout.size, np.int32), np.zeros(case.layout.size, np.int32)
     REFERENCE.accumulate(case.layout, noise, votes, False, expected)

@@ -216,6 +216,10 @@ def test_a_run_in_use_cannot_be_opened_twice(make_config, ray_address, cli):
         output, _ = second.communicate(timeout=60)
         assert second.returncode == 3
         assert "in use" in output
+        third = cli("resume", "busy", "--runs-dir", directory.path.parent, "--address", ray_address)
+        output, _ = third.communicate(timeout=60)
+        assert third.returncode == 3, output
+        assert "under way on this cluster" in output
         handle.stop("enough")
         assert finish(handle).reason == "enough"
 

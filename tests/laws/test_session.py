@@ -109,7 +109,8 @@ def test_a_directory_that_cannot_be_written(tiny_config, tmp_path, place):
 
 def test_a_damaged_journal_names_the_byte(run, tiny_config):
     copy = RunDirectory(run.directory.path.parent, "damaged")
-    copy.create(run.config)
+    copy.create()
+    copy.write_config(run.config)
     data = bytearray(run.journal)
     at = int(run.contents.commits.offsets[0]) + 20
     data[at] ^= 1
@@ -123,3 +124,16 @@ def test_names_are_counted_up(tiny_config, tmp_path):
     assert next_name(tmp_path, "egg") == "egg-1"
     (tmp_path / "egg-1").mkdir()
     assert next_name(tmp_path, "egg") == "egg-2"
+
+
+def test_a_second_train_of_a_name_in_use_leaves_the_first_one_alone(tiny_config):
+    first, second = tiny_config(seed=1), tiny_config(seed=2)
+    directory = RunDirectory(first.deployment.runs_dir, "twice")
+    coordinator = open_session(first, directory, False, ReferenceOps(), local())
+    try:
+        with pytest.raises(RunError):
+            open_session(second, directory, False, ReferenceOps(), local())
+    finally:
+        coordinator.run()
+    assert directory.read_config().seed == 1
+    assert train(directory.read_config(), directory=directory).finish.reason == "goal"

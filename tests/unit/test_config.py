@@ -234,3 +234,15 @@ def test_names(name):
 def test_names_that_could_escape_the_directory_are_refused(name):
     with pytest.raises(ConfigError, match=r"^name: "):
         check_name(name)
+
+
+@pytest.mark.parametrize("field", ["lease_timeout_seconds", "heartbeat_timeout_seconds", "time_limit_seconds"])
+@pytest.mark.parametrize("value", ["inf", "nan"])
+def test_what_json_cannot_hold_is_refused(field, value):
+    with pytest.raises(ConfigError, match=field):
+        load("egg-smoke", [f"deployment.{field}={value}"])
+
+
+def test_one_set_sets_one_field():
+    with pytest.raises(ConfigError, match="one field at a time"):
+        load("egg-smoke", ["seed=1\npopulation=3"])

@@ -322,20 +322,22 @@ def test_local_workers_work_in_turn(tiny_config):
     assert run.events["hedged"] == 0
 
 
-def test_a_local_worker_that_fails_is_gone_and_takes_no_more():
+def test_a_local_worker_that_fails_is_gone_and_the_last_one_raises():
     class Broken:
         ops = ReferenceOps()
 
         def handle(self, data):
             raise JournalError("broken")
 
-    pool = LocalPool({"a": Broken()})
-    assert pool.poll(0) == [Ready("a", "in this process, reference")]
+    pool = LocalPool({"a": Broken(), "b": Broken()})
+    assert [event.worker for event in pool.poll(0)] == ["a", "b"]
     pool.send("a", b"x")
+    pool.send("a", b"y")
     assert pool.poll(0) == [Gone("a", "broken")]
-    pool.send("a", b"x")
-    pool.send("nobody", b"x")
     assert pool.poll(0) == []
+    pool.send("b", b"x")
+    with pytest.raises(JournalError, match="broken"):
+        pool.poll(0)
 
 
 def test_results_are_of_the_run(tiny_config):

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import errno
+from pathlib import Path
+
 import pytest
 
 from es_service.directory import RunDirectory, next_name
@@ -11,7 +14,8 @@ from es_service.errors import ConfigError, RunError
 @pytest.fixture
 def directory(tmp_path, tiny_config):
     directory = RunDirectory(tmp_path, "a")
-    directory.create(tiny_config())
+    directory.create()
+    directory.write_config(tiny_config())
     return directory
 
 
@@ -54,15 +58,29 @@ def test_a_name_that_escapes_is_refused(tmp_path):
         RunDirectory(tmp_path, "../a")
 
 
-def test_a_directory_without_a_journal_may_be_begun_again(directory, tiny_config):
-    directory.create(tiny_config(seed=2))
+def test_a_directory_without_a_journal_may_be_begun_again(directory):
+    directory.create()
     directory.journal_path.touch()
     with pytest.raises(RunError, match="a run with this name exists"):
-        directory.create(tiny_config())
-    assert directory.read_config().seed == 2
+        directory.create()
 
 
 def test_next_name_takes_the_first_that_is_free(tmp_path):
     for n in (1, 2, 4):
         (tmp_path / f"egg-{n}").mkdir()
     assert next_name(tmp_path, "egg") == "egg-3"
+
+
+def test_a_disk_that_is_full_is_an_error_with_a_remedy(directory, monkeypatch):
+    def full(*arguments, **options):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(Path, "open", full)
+    with pytest.raises(RunError, match=r"No space left on device.*resume"):
+        directory.log_event("anything")
+
+
+@pytest.mark.parametrize("damage", [b"\x80\xff", b"3\n", b'{"kind": "commit"}\n', b"[]\n", b'{"kind": 7}\n'])
+def test_damaged_lines_are_passed_over(directory, damage):
+    directory.metrics_path.write_bytes(damage + b'\n{"kind": "commit", "generation": 4}\n')
+    assert [row["generation"] for row in directory.metrics()] == [4]
