@@ -6,7 +6,6 @@ from dataclasses import dataclass
 
 __all__ = ["Plan"]
 
-_DEFAULT_LEASES = 4
 _LARGEST_DEFAULT = 8_240
 _GPU_DEFAULT = 8_445
 """132 multiprocessors with 64 pairs each, down to a multiple of 5: one wave of an H100."""
@@ -22,12 +21,17 @@ class Plan:
     lease_units: int
 
     @classmethod
-    def of(cls, units: int, lease_units: int = 0, gpu: bool = False) -> Plan:
-        """With lease_units = 0, a quarter of the units, at most 8,240; for GPUs one wave of members."""
+    def of(cls, units: int, lease_units: int = 0, workers: int = 0, gpu: bool = False) -> Plan:
+        """With lease_units = 0, so many leases that each of `workers` (0: unknown) gets some; for GPUs one wave each.
+
+        One worker gets two leases, so that it has work while the head takes in a result; several get four each, so that
+        none waits long for the slowest.
+        """
         if not lease_units and gpu:
             lease_units = _GPU_DEFAULT
         if not lease_units:
-            wanted = min(_LARGEST_DEFAULT, -(-units // _DEFAULT_LEASES))
+            leases = 2 if workers == 1 else 4 * max(1, workers)
+            wanted = min(_LARGEST_DEFAULT, -(-units // leases))
             lease_units = -(-wanted // _TILE_PAIRS) * _TILE_PAIRS
         return cls(units, min(lease_units, -(-units // 5) * 5))
 

@@ -35,7 +35,9 @@ def algorithm_of(config: RunConfig) -> AbstractAlgorithm:
 def plan_of(config: RunConfig) -> Plan:
     """The cut of every generation into leases."""
     deployment = config.deployment
-    return Plan.of(algorithm_of(config).units, deployment.lease_pairs, gpu=deployment.worker.num_gpus > 0)
+    return Plan.of(
+        algorithm_of(config).units, deployment.lease_pairs, deployment.workers, gpu=deployment.worker.num_gpus > 0
+    )
 
 
 def run_id(config: RunConfig) -> int:
