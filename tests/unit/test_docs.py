@@ -83,6 +83,11 @@ def test_the_config_page_is_that_of_the_classes():
     assert module.PAGE.read_text() == module.page(), "run `python docs/build_config_page.py`"
 
 
+def test_nothing_is_left_to_fill_in():
+    for page in PAGES:
+        assert "@@" not in page.read_text(), page.name
+
+
 def test_presets_in_the_docs_exist():
     for page in PAGES:
         for preset in re.findall(r"es-service train (egg-[a-z0-9-]+)", page.read_text()):
