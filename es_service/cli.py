@@ -66,7 +66,9 @@ def _with_runs_dir(parser: argparse.ArgumentParser) -> None:
 
 
 def _with_backend(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--backend", default="auto", help="kernels: auto, native or reference (default: auto)")
+    parser.add_argument(
+        "--backend", default="auto", help="kernels: auto, cuda, native, reference or cuda-emulated (default: auto)"
+    )
 
 
 def _with_deployment(parser: argparse.ArgumentParser) -> None:

@@ -20,9 +20,6 @@ class AbstractAlgorithm(ABC):
     units: int
     """Votes of one generation."""
 
-    unit_multiple: int
-    """Leases are multiples of this many units, so that their payloads join without repacking."""
-
     @abstractmethod
     def address(self, generation: int) -> NoiseAddress:
         """The part of the noise counter that the units of a generation share."""

@@ -56,8 +56,6 @@ def threshold(config: EggrollConfig, generation: int) -> int:
 class Eggroll(AbstractAlgorithm):
     """EGGROLL for one model layout, population and seed."""
 
-    unit_multiple = votes.VOTES_PER_BYTE
-
     def __init__(self, config: EggrollConfig, layout: Layout, population: int, seed: int) -> None:
         self.config = config
         self.layout = layout
