@@ -36,6 +36,10 @@ class AbstractAlgorithm(ABC):
     def check(self, payload: bytes, units: int) -> None:
         """Raise `MessageError` unless `payload` is what `encode` could have made of this many units."""
 
+    def agrees(self, a: bytes, b: bytes) -> bool:
+        """Whether two payloads of one lease can both be honest: equal, but for what floating point may differ by."""
+        return a == b
+
     @abstractmethod
     def close(self, payloads: Sequence[bytes]) -> bytes:
         """The record bytes of a generation from its leases' payloads in unit order."""
