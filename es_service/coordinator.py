@@ -7,8 +7,6 @@ import time
 from collections import deque
 from collections.abc import Callable
 from contextlib import suppress
-from dataclasses import dataclass
-from typing import Any
 
 from es_service import events, journal
 from es_service.aggregator import Aggregator, Applied, Evaluated
@@ -22,29 +20,13 @@ from es_service.journal_writer import JournalWriter
 from es_service.keeper import Keeper
 from es_service.messages import Behind, Commit, LeaseResult, Order, Restore, Share, decode, encode
 from es_service.pools import Gone, Pool, PoolEvent, Ready, Reply
-from es_service.problem import algorithm_of, layout_of, plan_of, run_id
+from es_service.problem import algorithm_of, plan_of, run_id
+from es_service.telemetry import Status, Telemetry
 
-__all__ = ["Coordinator", "Status"]
+__all__ = ["Coordinator"]
 
 _POLL_SECONDS = 0.05
 _KEPT_COMMITS = 32
-
-
-@dataclass(frozen=True, slots=True)
-class Status:
-    """What a driver shows. Made by the coordinator after every commit; `None` where not known yet."""
-
-    state: str
-    generation: int
-    goal: int
-    workers: int
-    bits_per_byte: float | None = None
-    held_out: float | None = None
-    held_out_generation: int | None = None
-    bytes_per_second: float | None = None
-    bits_per_member: float | None = None
-    wire_bits_per_member: float | None = None
-    reason: str = ""
 
 
 class Coordinator:
@@ -73,15 +55,13 @@ class Coordinator:
         plan, start = plan_of(config), aggregator.canonical
         self.machine = Machine(lambda _: plan, policy, writer.generation, start.generation, start.digest)
         self.run_id = run_id(config)
-        self.status = Status("running", writer.generation, deployment.generations, 0)
-        self._size = layout_of(config).size
+        self.telemetry = Telemetry(config, directory, writer.generation, clock)
         self._recent: deque[Commit] = deque(maxlen=_KEPT_COMMITS + deployment.max_lag)
         self._replicas: dict[str, int] = {}
         self._sharing: set[str] = set()
         self._stop = threading.Event()
         self._stop_reason = ""
-        self._began = self._last_beat = self._opened = clock()
-        self._down = self._up = self._model_bytes = 0
+        self._began = self._last_beat = clock()
         self._finish: Finish | None = None
 
     # Called by others.
@@ -94,7 +74,7 @@ class Coordinator:
     def heartbeat(self) -> Status:
         """The driver is alive; what it may show."""
         self._last_beat = self.clock()
-        return self.status
+        return self.telemetry.status
 
     def driver_is_silent(self) -> bool:
         """No heartbeat for longer than the deployment allows."""
@@ -111,9 +91,8 @@ class Coordinator:
             self._end(self._finish)
             return self._finish
         except BaseException as error:
-            self._set_status(state="failed", reason=str(error) or type(error).__name__)
             with suppress(RunError):  # the disk may be what failed
-                self.directory.log_event("failed", generation=self.machine.generation, reason=str(error))
+                self.telemetry.failed(error)
             raise
         finally:
             self.pool.close()
@@ -158,29 +137,26 @@ class Coordinator:
         canonical = self.aggregator.canonical
         self._on_held_out(canonical.generation, self.keeper.last(canonical))
         self.writer.append(journal.Close(canonical.generation, canonical.digest))
-        self.directory.log_event("finished", generation=finish.generation, reason=finish.reason)
-        self._set_status(state="finished", generation=finish.generation, reason=finish.reason)
+        self.telemetry.finished(finish)
 
     # Events in.
 
     def _on_pool(self, event: PoolEvent) -> None:
         match event:
             case Ready(worker, about, shares):
-                self.directory.log_event("worker_ready", worker=worker, about=about)
-                if not self.machine.workers:
-                    self._opened = self.clock()  # time without workers is nobody's speed
+                self.telemetry.worker_ready(worker, about)
                 if shares:
                     self._sharing.add(worker)
                 self._handle(events.Joined(worker, shares))
             case Gone(worker, reason):
-                self.directory.log_event("worker_gone", worker=worker, reason=reason)
+                self.telemetry.worker_gone(worker, reason)
                 self._replicas.pop(worker, None)
                 self._handle(events.Left(worker))
             case Reply(worker, data):
-                self._up += len(data)
+                self.telemetry.received(len(data))
                 if data:
                     self._on_reply(worker, data)
-        self._set_status(workers=len(self.machine.workers))
+        self.telemetry.fleet(len(self.machine.workers))
 
     def _on_reply(self, worker: str, data: bytes) -> None:
         """A reply that is not well formed costs the worker its open leases and its replica."""
@@ -188,7 +164,7 @@ class Coordinator:
             message = decode(data)
             if isinstance(message, LeaseResult) and message.run == self.run_id:
                 self.algorithm.check(message.payload, message.lease.num_units)
-                self._model_bytes += message.model_bytes
+                self.telemetry.returned(message)
                 self._handle(events.Returned(worker, message))
             elif isinstance(message, Behind) and message.run == self.run_id:
                 reason = f"replica at generation {message.replica_generation}"
@@ -201,26 +177,16 @@ class Coordinator:
     def _on_aggregator(self, news: Applied | Evaluated | BaseException) -> None:
         match news:
             case Applied():
-                self._on_applied(news)
+                self.telemetry.applied(news)
+                self._handle(events.Aggregated(news.canonical.generation, news.canonical.digest))
             case Evaluated(generation, held_out):
                 self._on_held_out(generation, held_out)
             case BaseException():
                 raise news
 
-    def _on_applied(self, applied: Applied) -> None:
-        canonical = applied.canonical
-        self.directory.log_metrics(
-            "update",
-            generation=canonical.generation - 1,
-            moved_ratio=round(applied.moved / self._size, 6),
-            seconds=round(applied.seconds, 6),
-        )
-        self._handle(events.Aggregated(canonical.generation, canonical.digest))
-
     def _on_held_out(self, generation: int, held_out: float | None) -> None:
         if held_out is not None:
-            self.directory.log_metrics("evaluation", generation=generation, bits_per_byte=round(held_out, 6))
-            self._set_status(held_out=held_out, held_out_generation=generation)
+            self.telemetry.evaluated(generation, held_out)
 
     # Commands out.
 
@@ -236,8 +202,8 @@ class Coordinator:
                 case Close(number, results):
                     self._commit(number, results)
                     commands.extend(self.machine.handle(events.Committed(number)))
-                case Notice(kind, worker, number, detail):
-                    self.directory.log_event(kind, worker=worker, generation=number, detail=detail)
+                case Notice() as notice:
+                    self.telemetry.notice(notice)
                 case Pause(reason):
                     raise DivergenceError(reason)
                 case Finish() as finish:
@@ -261,7 +227,7 @@ class Coordinator:
 
     def _send(self, worker: str, message: Order | Restore | Share) -> None:
         data = encode(message)
-        self._down += len(data)
+        self.telemetry.sent(len(data))
         self.pool.send(worker, data)
 
     def _commit(self, number: int, results: tuple[LeaseResult, ...]) -> None:
@@ -280,50 +246,8 @@ class Coordinator:
         commit = Commit(number, record.threshold, record.record)
         self._recent.append(commit)
         self.aggregator.submit(commit)
-        self._log_commit(record)
+        votes_Q = self.algorithm.votes(record.record)
+        self.telemetry.committed(record, votes_Q, self.writer.bytes, self.writer.fsync_seconds)
         limit = self.config.deployment.time_limit_seconds
         if limit is not None and self.clock() - self._began > limit:
             self.stop("time limit")
-
-    def _log_commit(self, record: journal.Commit) -> None:
-        now = self.clock()
-        seconds, self._opened = max(now - self._opened, 1e-9), now
-        members = self.config.population
-        wire_bytes = self._down + self._up
-        values = {
-            "bits_per_byte": round(bits_per_byte(self.config, record.score_sum / members), 6),
-            "bytes_per_second": round(self._model_bytes / seconds, 1),
-            "bits_per_member": round(8 * len(record.record) / members, 6),
-            "wire_bits_per_member": round(8 * wire_bytes / members, 6),
-        }
-        votes = self.algorithm.votes(record.record)
-        self.directory.log_metrics(
-            "commit",
-            generation=record.generation,
-            seconds=round(seconds, 6),
-            **values,
-            model_bytes=self._model_bytes,
-            votes_plus=int((votes > 0).sum()),
-            votes_minus=int((votes < 0).sum()),
-            units=record.units,
-            threshold=record.threshold,
-            score_min=record.score_min,
-            score_max=record.score_max,
-            wire_bytes_down=self._down,
-            wire_bytes_up=self._up,
-            journal_bytes=self.writer.bytes,
-            fsync_seconds=round(self.writer.fsync_seconds, 6),
-            workers=len(self.machine.workers),
-        )
-        self._down = self._up = self._model_bytes = 0
-        self._set_status(generation=record.generation + 1, **values)
-
-    def _set_status(self, **changes: Any) -> None:
-        fields = {name: getattr(self.status, name) for name in Status.__slots__}
-        self.status = Status(**(fields | changes))
-
-
-def bits_per_byte(config: RunConfig, member_score: float) -> float:
-    """-score / (16 bytes scored) of a mean member score in 1/16 bit."""
-    scored = config.segment.bytes * config.feeding.passes(config.population)
-    return -member_score / (16 * scored)

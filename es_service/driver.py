@@ -6,10 +6,10 @@ import sys
 import time
 from typing import Any
 
-from es_service.coordinator import Status
 from es_service.errors import RunError
 from es_service.events import Finish
 from es_service.handles import Handle
+from es_service.telemetry import Status
 
 __all__ = ["follow"]
 

@@ -5,8 +5,9 @@ from __future__ import annotations
 import threading
 from typing import Protocol
 
-from es_service.coordinator import Coordinator, Status
+from es_service.coordinator import Coordinator
 from es_service.events import Finish
+from es_service.telemetry import Status
 
 __all__ = ["Handle", "ThreadHandle"]
 

@@ -9,12 +9,13 @@ from pathlib import Path
 import ray
 
 from es_service.config import RunConfig
-from es_service.coordinator import Coordinator, Status
+from es_service.coordinator import Coordinator
 from es_service.data import Corpus, piece
 from es_service.directory import RunDirectory
 from es_service.events import Finish
 from es_service.pools import Pool
 from es_service.session import open_session
+from es_service.telemetry import Status
 from es_service.types import Ops
 
 __all__ = ["NAMESPACE", "HeadActor", "actor_name"]

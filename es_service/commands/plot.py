@@ -15,11 +15,11 @@ from es_service import journal
 from es_service.commands.sources import directory_of, open_run, parent_exists
 from es_service.commands.texts import cached_corpus, held_out_baselines
 from es_service.config import RunConfig
-from es_service.coordinator import bits_per_byte
 from es_service.data import Baselines
 from es_service.directory import RunDirectory
 from es_service.errors import BackendError, RunError
 from es_service.journal_writer import write_atomically
+from es_service.telemetry import bits_per_byte
 
 __all__ = ["DEFAULT_NAME", "draw", "draw_run", "run"]
 

@@ -91,7 +91,7 @@ def test_status_follows_the_run(tiny_config):
     config = tiny_config()
     directory = RunDirectory(config.deployment.runs_dir, "status")
     coordinator = open_session(config, directory, False, ReferenceOps(), local(2))
-    assert (coordinator.heartbeat().state, coordinator.status.generation) == ("running", 0)
+    assert (coordinator.heartbeat().state, coordinator.telemetry.status.generation) == ("running", 0)
     coordinator.run()
     status = coordinator.heartbeat()
     assert (status.state, status.generation, status.goal, status.workers) == ("finished", 5, 5, 2)
@@ -273,7 +273,8 @@ def test_a_failure_of_the_aggregator_ends_the_run_and_it_can_be_resumed(tiny_con
     break_later(coordinator)
     with pytest.raises(JournalError, match="the disk is full"):
         coordinator.run()
-    assert (coordinator.status.state, coordinator.status.reason) == ("failed", "the disk is full")
+    status = coordinator.telemetry.status
+    assert (status.state, status.reason) == ("failed", "the disk is full")
     assert [event["kind"] for event in directory.events()][-1] == "failed"
     assert train(config, directory=directory).journal == expected(config)
 
@@ -293,7 +294,7 @@ def test_a_journal_that_cannot_be_written_ends_the_run_and_claims_nothing(tiny_c
     coordinator.writer.append = failing
     with pytest.raises(JournalError, match="no space left"):
         coordinator.run()
-    assert coordinator.status.generation == 2
+    assert coordinator.telemetry.status.generation == 2
     assert train(config, directory=directory).journal == expected(config)
 
 
