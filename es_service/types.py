@@ -16,9 +16,11 @@ import numpy.typing as npt
 Int8Array = npt.NDArray[np.int8]
 Int16Array = npt.NDArray[np.int16]
 Int32Array = npt.NDArray[np.int32]
+Int64Array = npt.NDArray[np.int64]
 UInt8Array = npt.NDArray[np.uint8]
 
 TensorKind = Literal["matrix", "vector"]
+Support = Literal["bernoulli", "exact", "columns"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -110,6 +112,34 @@ class Noise:
     rank: int
     factors_QF: Int8Array
     products_QV: Int16Array
+
+
+@dataclass(frozen=True, slots=True)
+class Perturbations:
+    """The ternary perturbations of one generation; `es_service.ternary` defines their supports and signs.
+
+    `nonzeros` is k: the exact number of non-zeros of each of the `units` perturbations, for `bernoulli` the expected
+    number.
+    """
+
+    support: Support
+    address: NoiseAddress
+    layout: Layout
+    units: int
+    nonzeros: int
+
+
+@dataclass(frozen=True, slots=True)
+class NonZeros:
+    """The non-zeros of consecutive ternary perturbations, and nothing else of them.
+
+    starts_U1: (U + 1,) int64; perturbation u has entries starts[u] .. starts[u + 1] - 1 of the other two.
+    positions_N: (N,) int64 places in the flat parameters. signs_N: (N,) int8, -1 or +1.
+    """
+
+    starts_U1: Int64Array
+    positions_N: Int64Array
+    signs_N: Int8Array
 
 
 @dataclass(frozen=True, slots=True)
