@@ -1,0 +1,129 @@
+"""What the simulator of `benchmarks.scale` charges: predictions, assumptions, and what is measured in the same run.
+
+Times on a GPU are the **predictions** of docs/gpu-kernels.md for an H100 at D = 256, L = 6: no GPU has run the kernels.
+"""
+
+from __future__ import annotations
+
+import gc
+import statistics
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from es_service import journal
+from es_service.config import RunConfig
+from es_service.journal_writer import JournalWriter
+
+__all__ = ["Costs", "fsync_seconds", "ray_seconds"]
+
+_MULTIPROCESSORS = 132
+_TILES = (16, 32, 64, 128)
+_FULL_TILE_BYTES_PER_SECOND = 45e6
+"""Prediction: 40 to 50 M bytes/s with tiles of 128 members on every multiprocessor."""
+_SMALL_TILE_BYTES_PER_SECOND = 15e6
+"""Prediction: 12 to 18 M bytes/s with 4,096 members, that is tiles of 32."""
+_UPDATE_SECONDS_PER_PAIR = 16e-3 / 131_072
+"""Prediction: 12 to 20 ms for 131,072 pairs."""
+
+
+@dataclass(frozen=True, slots=True)
+class Costs:
+    """Seconds and bytes/s. Zero (infinity for rates) makes a part free: that is how the bottleneck is found."""
+
+    head_cpu: float = 1.0
+    """Multiple of the measured CPU seconds of the coordinator, the state machine and the journal on this machine."""
+    ray_call: float = 300e-6
+    """CPU seconds of the head's process for one actor call, sending and receiving: an assumption, measured
+    with --ray."""
+    wait_ref: float = 0.0
+    """CPU seconds of one look at one outstanding call; 0 where answers come by callback."""
+    fsync: float = 1e-3
+    """Seconds of one fsync of the journal; measured."""
+    latency: float = 250e-6
+    """Assumption: seconds from one process to another on another node, one way, without load."""
+    link: float = 10e9 / 8
+    """Bytes/s of the network link of the head and of every node, each way."""
+    node_workers: int = 8
+    """Workers on one node: they share one copy of what is broadcast."""
+    fetch: float = 1e-3
+    """Assumption: seconds that one hop of a broadcast costs beside the bytes."""
+    update: float = 1.0
+    """Multiple of the predicted seconds of an update."""
+    host: float = 2e-3
+    """Assumption: seconds that a worker spends on a lease outside the forward pass (rows, launches, copies)."""
+    jitter: float = 0.01
+    """Assumption: standard deviation of lease times, as a share."""
+
+    def evaluation(self, members: int, text: int) -> float:
+        """Predicted seconds of `members` over `text` bytes on one H100: rounds of the smallest tile that does it."""
+        full = _MULTIPROCESSORS * 128 / _FULL_TILE_BYTES_PER_SECOND
+        small = _MULTIPROCESSORS * 32 * (4096 / (_MULTIPROCESSORS * 32)) / _SMALL_TILE_BYTES_PER_SECOND
+        slope = (full - small) / (128 - 32)
+        return text * min(-(-members // (tile * _MULTIPROCESSORS)) * (small + slope * (tile - 32)) for tile in _TILES)
+
+    def full_rate(self) -> float:
+        """Bytes/s of one H100 with full tiles."""
+        return _FULL_TILE_BYTES_PER_SECOND
+
+    def update_seconds(self, pairs: int) -> float:
+        """Predicted seconds of one whole update on one H100."""
+        return self.update * (pairs * _UPDATE_SECONDS_PER_PAIR)
+
+    def broadcast_seconds(self, size: int, nodes: int) -> float:
+        """Until the last of `nodes` has `size` bytes, when every node that has them serves one other at a time."""
+        hops = max(1, int(nodes).bit_length())
+        return hops * (self.fetch + self.latency + size / self.link)
+
+
+def fsync_seconds(config: RunConfig, directory: Path, turns: int = 5) -> float:
+    """Median of real appends of one generation's record on this machine's disk."""
+    path = directory / "fsync.bin"
+    taken = []
+    with JournalWriter.create(path, journal.Header(config.spec, 0)) as writer:
+        units = config.population // 2
+        for generation in range(turns):
+            writer.append(journal.Commit(generation, units, 0, 0, 0, 0, 0, bytes(-(-units // 5))))
+            taken.append(writer.fsync_seconds)
+    path.unlink()
+    return statistics.median(taken)
+
+
+class _Echo:
+    """Answers as a worker does: with about as many bytes as a lease's votes."""
+
+    def __init__(self, size: int) -> None:
+        self._answer = bytes(size)
+
+    def handle(self, data: bytes) -> bytes:  # noqa: ARG002
+        return self._answer
+
+
+def ray_seconds(calls: int = 2000, actors: int = 2) -> tuple[float, float]:
+    """(CPU seconds of this process for one actor call, for one look at one outstanding call) on a Ray started here.
+
+    CPU seconds of all threads, so that other programs on the machine hardly count.
+    """
+    import ray
+
+    ray.init(address="local", num_cpus=1, include_dashboard=False, log_to_driver=False, logging_level="ERROR")
+    try:
+        echo: Any = ray.remote(_Echo).options(num_cpus=0, enable_task_events=False)
+        workers = [echo.remote(1700) for _ in range(actors)]
+        ray.get([worker.handle.remote(b"") for worker in workers])
+        gc.collect()
+        order = np.random.default_rng(0).bytes(100)
+        began = time.process_time()
+        refs = [workers[n % actors].handle.remote(order) for n in range(calls)]
+        for ref in refs:
+            ray.get(ref)
+        call = (time.process_time() - began) / calls
+        began = time.process_time()
+        for _ in range(10):
+            ray.wait(refs, num_returns=1, timeout=0, fetch_local=False)
+        return call, (time.process_time() - began) / (10 * calls)
+    finally:
+        ray.shutdown()
