@@ -32,7 +32,7 @@ def build_parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--version", action="version", version=f"es-service {__version__}")
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
-    for add in (_training, _watching, _models, _sampling, _machine):
+    for add in (_training, _ending, _watching, _models, _sampling, _machine):
         add(commands)
     return parser
 
@@ -81,8 +81,29 @@ def _with_deployment(parser: argparse.ArgumentParser) -> None:
         help="change a config field, for example --set deployment.generations=50; may be repeated",
     )
     parser.add_argument("--workers", type=int, metavar="N", help="number of workers")
-    parser.add_argument("--address", metavar="HOST:PORT", help="existing Ray cluster (default: start a local one)")
+    parser.add_argument(
+        "--address",
+        metavar="HOST:PORT",
+        default=_ray_address(),
+        help="existing Ray cluster, or auto (default: $RAY_ADDRESS, as in a Ray job; else start a local one)",
+    )
     parser.add_argument("--detach", action="store_true", help="let the run outlive this command; needs --address")
+
+
+def _ray_address() -> str | None:
+    """RAY_ADDRESS, unless it is the URL that the `ray job` commands may find there."""
+    address = os.environ.get("RAY_ADDRESS")
+    return None if not address or address.startswith("http") else address
+
+
+def _with_from(parser: argparse.ArgumentParser, required: bool) -> None:
+    parser.add_argument(
+        "--from",
+        required=required,
+        dest="storage_url",
+        metavar="URL",
+        help="deployment.storage_url of the run: rebuild its directory from there",
+    )
 
 
 def _training(commands: Commands[argparse.ArgumentParser]) -> None:
@@ -95,6 +116,11 @@ def _training(commands: Commands[argparse.ArgumentParser]) -> None:
     )
     train.add_argument("source", metavar="PRESET|FILE.toml", help="see `es-service presets`")
     train.add_argument("--name", help="name of the run (default: PRESET-n)")
+    train.add_argument(
+        "--or-resume",
+        action="store_true",
+        help="go on with the run if it has begun, here or in deployment.storage_url; needs --name",
+    )
     _with_deployment(train)
     _with_runs_dir(train)
 
@@ -102,11 +128,15 @@ def _training(commands: Commands[argparse.ArgumentParser]) -> None:
         commands,
         "resume",
         "go on with a run from its journal",
-        "resume egg-laptop-1\nresume egg-laptop-1 --set deployment.generations=400",
+        "resume egg-laptop-1\nresume egg-laptop-1 --set deployment.generations=400\n"
+        "resume egg-laptop-1 --from s3://bucket/runs",
     )
     _with_run(resume)
+    _with_from(resume, required=False)
     _with_deployment(resume)
 
+
+def _ending(commands: Commands[argparse.ArgumentParser]) -> None:
     stop = _command(
         commands,
         "stop",
@@ -114,13 +144,30 @@ def _training(commands: Commands[argparse.ArgumentParser]) -> None:
         "stop egg-laptop-1\nstop egg-minipile-1 --address 10.0.0.4:6379",
     )
     _with_run(stop)
-    stop.add_argument("--address", metavar="HOST:PORT", help="Ray cluster that the run is on, if not this machine")
+    stop.add_argument(
+        "--address",
+        metavar="HOST:PORT",
+        default=_ray_address(),
+        help="Ray cluster that the run is on, if not this machine (default: $RAY_ADDRESS)",
+    )
+
+    fetch = _command(
+        commands,
+        "fetch",
+        "rebuild a run's directory from its storage",
+        "fetch egg-minipile-1 --from s3://bucket/runs",
+    )
+    _with_run(fetch)
+    _with_from(fetch, required=True)
 
 
 def _watching(commands: Commands[argparse.ArgumentParser]) -> None:
-    status = _command(commands, "status", "show one run, or list all", "status\nstatus egg-laptop-1 --json")
+    status = _command(
+        commands, "status", "show one run, or list all", "status\nstatus egg-laptop-1 --json\nstatus --address auto"
+    )
     status.add_argument("name", nargs="?", metavar="NAME", help="name of the run (default: all runs)")
     status.add_argument("--json", action="store_true", help="print JSON")
+    status.add_argument("--address", metavar="HOST:PORT", help="ask the heads of the runs under way on a Ray cluster")
     _with_runs_dir(status)
 
     journal = _command(commands, "journal", "show what a run's journal holds", "journal egg-laptop-1 --json")

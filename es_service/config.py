@@ -106,6 +106,11 @@ class DeploymentConfig(_Config):
     """Generations between keyframes."""
     keep_keyframes: int = Field(0, ge=0)
     """Newest keyframes to keep; 0: all."""
+    storage_url: str = Field("", pattern=r"^([a-z0-9+]+://.+)?$")
+    """Where the run's files are also kept, below its name: `s3://bucket/runs`, `gs://bucket/runs`,
+    `file:///mnt/nfs/runs`, or what else fsspec knows. Empty: nowhere."""
+    storage_every_seconds: float = Field(30.0, gt=0)
+    """Seconds between uploads to `storage_url`: the most that a lost disk can cost."""
     evaluate_every: int = Field(20, ge=1)
     """Generations between held-out evaluations; the first and the last are always evaluated."""
     evaluation_rows: int = Field(1024, ge=1, le=1 << 20)

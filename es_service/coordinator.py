@@ -7,6 +7,7 @@ import time
 from collections import deque
 from collections.abc import Callable
 from contextlib import suppress
+from dataclasses import replace
 
 from es_service import events, journal
 from es_service.aggregator import Aggregator, Applied, Evaluated
@@ -21,6 +22,7 @@ from es_service.keeper import Keeper
 from es_service.messages import Behind, Commit, LeaseResult, Order, Restore, Share, decode, encode
 from es_service.pools import Gone, Pool, PoolEvent, Ready, Reply
 from es_service.problem import algorithm_of, plan_of, run_id
+from es_service.storage import Uploader
 from es_service.telemetry import Status, Telemetry
 
 __all__ = ["Coordinator"]
@@ -40,6 +42,7 @@ class Coordinator:
         aggregator: Aggregator,
         keeper: Keeper,
         pool: Pool,
+        uploader: Uploader | None = None,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self.config = config
@@ -48,6 +51,7 @@ class Coordinator:
         self.aggregator = aggregator
         self.keeper = keeper
         self.pool = pool
+        self.uploader = uploader
         self.clock = clock
         self.algorithm: AbstractAlgorithm = algorithm_of(config)
         deployment = config.deployment
@@ -74,7 +78,8 @@ class Coordinator:
     def heartbeat(self) -> Status:
         """The driver is alive; what it may show."""
         self._last_beat = self.clock()
-        return self.telemetry.status
+        status = self.telemetry.status
+        return replace(status, storage=self.uploader.problem) if self.uploader else status
 
     def driver_is_silent(self) -> bool:
         """No heartbeat for longer than the deployment allows."""
@@ -98,6 +103,8 @@ class Coordinator:
             self.pool.close()
             self.aggregator.close()
             self.writer.close()
+            if self.uploader:
+                self.uploader.close()
 
     def _start(self) -> None:
         if self.machine.generation >= self.config.deployment.generations:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import threading
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import ray
 
@@ -18,7 +19,7 @@ from es_service.session import open_session
 from es_service.telemetry import Status
 from es_service.types import Ops
 
-__all__ = ["NAMESPACE", "HeadActor", "actor_name"]
+__all__ = ["NAMESPACE", "HeadActor", "actor_name", "runs_under_way"]
 
 NAMESPACE = "es-service"
 
@@ -26,6 +27,13 @@ NAMESPACE = "es-service"
 def actor_name(run: str) -> str:
     """Name of a run's head actor in `NAMESPACE`."""
     return f"head-{run}"
+
+
+def runs_under_way() -> list[str]:
+    """Names of the runs that have a head on this cluster."""
+    named = ray.util.list_named_actors(all_namespaces=True)
+    names = (actor["name"] for actor in named if actor["namespace"] == NAMESPACE)
+    return sorted(name.removeprefix("head-") for name in names if name.startswith("head-"))
 
 
 class HeadActor:
@@ -73,6 +81,10 @@ class HeadActor:
     def heartbeat(self) -> Status:
         """The driver is alive; what it may show."""
         return self._opened().heartbeat()
+
+    def look(self, what: Callable[[RunDirectory], Any]) -> Any:
+        """The answer of a function that reads the run's directory, here where it lies."""
+        return what(self._directory)
 
     def stop(self, reason: str) -> None:
         """Ask for an end at the last commit."""

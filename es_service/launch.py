@@ -5,9 +5,9 @@ from __future__ import annotations
 import logging
 import os
 import secrets
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
-from typing import Any
+from typing import Any, TypeVar
 
 from es_service.config import RunConfig
 from es_service.data import Corpus
@@ -19,10 +19,12 @@ from es_service.journal import scan
 from es_service.journal_writer import check_spec
 from es_service.pools import Pool
 from es_service.session import open_session, with_corpus
+from es_service.storage import open_storage
 from es_service.wiring import kernels
 
-__all__ = ["launch", "node_cores", "stop"]
+__all__ = ["launch", "look", "node_cores", "stop"]
 
+_T = TypeVar("_T")
 _OBJECT_STORE_BYTES = 128 << 20
 """Messages are small, so a local Ray needs little; its default is 30 % of the memory."""
 
@@ -56,6 +58,7 @@ def launch(
 
 def _check_here(config: RunConfig, directory: RunDirectory, resume: bool) -> None:
     """What can be known on this machine before any actor starts."""
+    open_storage(config, directory.name, resume)
     for backend in {config.deployment.aggregator_backend, config.deployment.worker.backend}:
         kernels(backend, 1)
     if not resume:
@@ -69,15 +72,26 @@ def _check_here(config: RunConfig, directory: RunDirectory, resume: bool) -> Non
 def stop(run: str, address: str) -> None:
     """Ask the head of a run on an existing cluster to end at its last commit; `RunError` if it is not there."""
     with _ray(address):
-        import ray
+        _get(_head_of(run, address).stop.remote("stop requested"))
 
-        from es_service.head import NAMESPACE, actor_name
 
-        try:
-            head = ray.get_actor(actor_name(run), namespace=NAMESPACE)
-        except ValueError as error:
-            raise RunError(f"no run {run!r} is under way on {address}; `es-service resume` goes on with it") from error
-        _get(head.stop.remote("stop requested"))
+def look(address: str, run: str | None, what: Callable[[RunDirectory], _T]) -> list[_T]:
+    """What a function finds in the directory of a run under way on a cluster, or of each; on the head's node."""
+    with _ray(address):
+        from es_service.head import runs_under_way
+
+        return [_get(_head_of(name, address).look.remote(what)) for name in ([run] if run else runs_under_way())]
+
+
+def _head_of(run: str, address: str) -> Any:
+    import ray
+
+    from es_service.head import NAMESPACE, actor_name
+
+    try:
+        return ray.get_actor(actor_name(run), namespace=NAMESPACE)
+    except ValueError as error:
+        raise RunError(f"no run {run!r} is under way on {address}; `es-service resume` goes on with it") from error
 
 
 # Without Ray.

@@ -18,6 +18,7 @@ from es_service.pools import Pool
 from es_service.problem import algorithm_of, initial_parameters, layout_of
 from es_service.replay import Replay
 from es_service.shared import SharedParameters
+from es_service.storage import Uploader, open_storage
 from es_service.types import Ops, UInt8Array
 
 __all__ = ["held_out_rows", "open_session", "with_corpus"]
@@ -48,15 +49,18 @@ def open_session(
 ) -> Coordinator:
     """The coordinator of a new or resumed run. `config` has its content hash; the journal is locked from here on."""
     config, corpus = with_corpus(config)
+    storage = open_storage(config, directory.name, resume)
     writer, start = _resume(config, directory, ops) if resume else _begin(config, directory, ops)
     with ExitStack() as undo:
         undo.callback(writer.close)
+        uploader = Uploader(storage, config, directory, writer) if storage else None
+        undo.callback(uploader.close if uploader else lambda: None)
         keeper = Keeper(config, directory, ops, held_out_rows(config, corpus))
         layout = layout_of(config)
         shared = SharedParameters(directory.path, layout.size)
         aggregator = Aggregator(algorithm_of(config), layout, ops, start, keeper.after, shared)
         undo.callback(aggregator.close)
-        coordinator = Coordinator(config, directory, writer, aggregator, keeper, make_pool(config, corpus))
+        coordinator = Coordinator(config, directory, writer, aggregator, keeper, make_pool(config, corpus), uploader)
         undo.pop_all()
     return coordinator
 

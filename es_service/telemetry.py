@@ -33,6 +33,8 @@ class Status:
     bits_per_member: float | None = None
     wire_bits_per_member: float | None = None
     reason: str = ""
+    storage: str = ""
+    """What keeps the run's files from being stored at present."""
 
 
 class Telemetry:

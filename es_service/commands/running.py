@@ -12,8 +12,9 @@ from es_service.directory import RunDirectory
 from es_service.driver import follow
 from es_service.errors import ConfigError
 from es_service.launch import launch
+from es_service.storage import fetch, open_storage
 
-__all__ = ["carry_out", "with_flags"]
+__all__ = ["begun", "carry_out", "with_flags"]
 
 _SAMPLE_BYTES = 240
 _SAMPLE_TEMPERATURE = 0.7
@@ -33,6 +34,17 @@ def with_flags(config: RunConfig, arguments: Namespace) -> RunConfig:
         )
     runs_dir = (arguments.runs_dir or config.deployment.runs_dir).absolute()
     return config.with_deployment(runs_dir=runs_dir)
+
+
+def begun(config: RunConfig, directory: RunDirectory) -> bool:
+    """Whether the run has begun, here or in its storage, from where it is then fetched."""
+    if directory.journal_path.exists():
+        return True
+    storage = open_storage(config, directory.name, resume=True)
+    if storage is None or not storage.exists():
+        return False
+    print(fetch(config.deployment.storage_url, directory.name, directory))
+    return True
 
 
 def carry_out(config: RunConfig, directory: RunDirectory, resume: bool, address: str | None) -> int:

@@ -13,6 +13,7 @@ from es_service.commands.journal import bits_per_member, wire_bits_per_member
 from es_service.commands.sources import directory_of
 from es_service.directory import RunDirectory
 from es_service.errors import ConfigError, ServiceError
+from es_service.launch import look
 
 __all__ = ["run", "run_status"]
 
@@ -22,16 +23,23 @@ _SPEED_COMMITS = 10
 
 def run(arguments: Namespace) -> int:
     """One run in detail, or a table of all."""
+    if arguments.address:
+        listed = look(arguments.address, arguments.name, run_status)
+    elif arguments.name is not None:
+        listed = [run_status(directory_of(arguments))]
+    else:
+        runs_dir = arguments.runs_dir or Path("runs")
+        listed = [_status_or_error(runs_dir, name) for name in _names(runs_dir)]
     if arguments.name is not None:
-        values = run_status(directory_of(arguments))
+        values = listed[0]
         print_json(values) if arguments.json else _print_one(values)
         return 0
-    runs_dir = arguments.runs_dir or Path("runs")
-    listed = [_status_or_error(runs_dir, name) for name in _names(runs_dir)]
     if arguments.json:
         print_json(listed)
     elif listed:
         _print_all(listed)
+    elif arguments.address:
+        print(f"no runs under way on {arguments.address}; those that ended are listed on the head's node")
     else:
         print(f"no runs in {runs_dir}; start one with `es-service train egg-laptop`, or give --runs-dir")
     return 0
@@ -47,7 +55,9 @@ def run_status(directory: RunDirectory) -> dict[str, Any]:
     trained = _by_generation(rows, "commit", commits - 1)
     evaluated = _by_generation(rows, "evaluation", commits)
     last = trained[-1] if trained else {}
-    ended = [event for event in directory.events() if event["kind"] in ("finished", "failed")]
+    happened = list(directory.events())
+    ended = [event for event in happened if event["kind"] in ("finished", "failed")]
+    stored = _by_generation(rows, "stored", commits)
     goal = config.deployment.generations
     return {
         "name": directory.name,
@@ -67,6 +77,9 @@ def run_status(directory: RunDirectory) -> dict[str, Any]:
         "journal_bytes": contents.valid_bytes,
         "torn_bytes": contents.torn_bytes,
         "updated": last.get("time"),
+        "storage_url": config.deployment.storage_url or None,
+        "stored_generation": stored[-1]["generation"] if stored else None,
+        "storage_problem": _storage_problem(happened),
     }
 
 
@@ -84,12 +97,18 @@ def _by_generation(rows: Sequence[dict[str, Any]], kind: str, last: int) -> list
     return [found[generation] for generation in sorted(found)]
 
 
-_FIELDS = {"commit": {"seconds", "model_bytes"}, "evaluation": {"bits_per_byte"}}
+_FIELDS = {"commit": {"seconds", "model_bytes"}, "evaluation": {"bits_per_byte"}, "stored": {"bytes"}}
 
 
 def _is(row: dict[str, Any], kind: str) -> bool:
     """A whole row of this kind: a damaged file may hold others."""
     return row["kind"] == kind and row.keys() >= _FIELDS[kind]
+
+
+def _storage_problem(happened: Sequence[dict[str, Any]]) -> str | None:
+    """Why the newest files are not in storage, if they are not."""
+    news = [event for event in happened if event["kind"] in ("storage_failed", "storage_recovered", "resumed")]
+    return news[-1].get("reason") if news and news[-1]["kind"] == "storage_failed" else None
 
 
 def _speed(rows: Sequence[dict[str, Any]]) -> float | None:
@@ -157,6 +176,10 @@ def _print_one(values: dict[str, Any]) -> None:
     }
     if values["torn_bytes"] and values["state"] != "running":
         lines["journal"] += f", and a torn tail of {values['torn_bytes']} bytes that resume will cut"
+    if values["storage_url"]:
+        upto = "nothing" if values["stored_generation"] is None else f"up to generation {values['stored_generation']}"
+        failing = f"; failing: {values['storage_problem']}" if values["storage_problem"] else ""
+        lines["storage"] = f"{values['storage_url']}, {upto}{failing}"
     for name, text in lines.items():
         print(f"{name:<14}{text}")
     if values["state"] in ("stopped", "failed", "interrupted"):

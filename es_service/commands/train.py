@@ -5,9 +5,10 @@ from __future__ import annotations
 from argparse import Namespace
 from pathlib import Path
 
-from es_service.commands.running import carry_out, with_flags
+from es_service.commands.running import begun, carry_out, with_flags
 from es_service.config import load
 from es_service.directory import RunDirectory, next_name
+from es_service.errors import ConfigError
 from es_service.session import with_corpus
 
 
@@ -16,10 +17,14 @@ def run(arguments: Namespace) -> int:
     config = with_flags(load(arguments.source, arguments.overrides), arguments)
     runs_dir = config.deployment.runs_dir
     directory = RunDirectory(runs_dir, _name(arguments, runs_dir))
-    directory.check_new()
+    resume = arguments.or_resume and begun(config, directory)
+    if not resume:
+        directory.check_new()
     config, _ = with_corpus(config)
-    return carry_out(config, directory, resume=False, address=arguments.address)
+    return carry_out(config, directory, resume, arguments.address)
 
 
 def _name(arguments: Namespace, runs_dir: Path) -> str:
+    if arguments.or_resume and arguments.name is None:
+        raise ConfigError("--or-resume: say which run with --name")
     return next_name(runs_dir, Path(arguments.source).stem) if arguments.name is None else arguments.name

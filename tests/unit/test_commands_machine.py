@@ -20,7 +20,7 @@ GOLDEN = sorted((ROOT / "tests" / "golden").glob("*.npz"))
 SMALL = ROOT / "tests" / "golden" / "pub_d64_l2.npz"
 REFERENCE = ("--backend", "reference")
 RUNS = ["train", "resume", "stop", "status", "journal", "replay", "plot"]
-COMMANDS = [*RUNS, "export", "sample", "eval", "verify", "presets", "doctor"]
+COMMANDS = [*RUNS, "fetch", "export", "sample", "eval", "verify", "presets", "doctor"]
 
 
 # verify
