@@ -27,6 +27,7 @@ from es_service.journal_writer import JournalWriter
 from es_service.messages import LeaseResult, Order, decode, encode
 from es_service.pools import PoolEvent, Ready, Reply
 from es_service.problem import plan_of, run_id
+from es_service.telemetry import Telemetry
 from es_service.votes import packed_size
 
 __all__ = ["Outcome", "simulate"]
@@ -187,7 +188,7 @@ class SimulatedAggregator:
         self.committed()
         began = max(self.clock.now, self._done[-1][0] if self._done else 0.0)
         generation = commit.generation + 1
-        applied = Applied(Canonical(generation, self.canonical.parameters_P, _digest(generation)), 0, self._seconds)
+        applied = Applied(Canonical(generation, self.canonical.parameters_P, _digest(generation)), 0, self._seconds, {})
         self._done.append((began + self._seconds, applied))
         self.clock.leave()
 
@@ -263,7 +264,7 @@ class Outcome:
 
 
 def simulate(config: RunConfig, costs: Costs, directory: Path, seed: int = 1) -> Outcome:
-    """Run `config.deployment.generations` (2 or more) generations with `config.deployment.workers` simulated workers."""
+    """Run `config.deployment.generations` (2 or more) generations with its `workers` simulated."""
     clock = Clock(costs)
     pool, marks = SimulatedPool(config, costs, clock, seed), []
     aggregator = SimulatedAggregator(config, costs, clock, lambda: marks.append(_totals(clock, pool)))
@@ -271,7 +272,7 @@ def simulate(config: RunConfig, costs: Costs, directory: Path, seed: int = 1) ->
     run.create()
     with JournalWriter.create(run.journal_path, journal.Header(config.spec, _digest(0))) as writer:
         ports: list[Any] = [_Writer(writer, costs, clock), aggregator, _Keeper(), pool]
-        Coordinator(config, run, *ports, clock=clock).run()
+        Coordinator(config, run, *ports, Telemetry(config, run, 0, clock), clock=clock).run()
     return _outcome(config, costs, (marks[-1] - marks[0]) / (len(marks) - 1))
 
 

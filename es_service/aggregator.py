@@ -11,15 +11,17 @@ from __future__ import annotations
 import queue
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+
+import numpy as np
 
 from es_service.algorithms.base import AbstractAlgorithm
 from es_service.messages import Commit
 from es_service.shared import SharedParameters
-from es_service.types import Int8Array, Layout, Ops
+from es_service.types import Int8Array, Layout, Ops, TensorKind
 
-__all__ = ["Aggregator", "Applied", "Canonical", "Evaluated"]
+__all__ = ["Aggregator", "Applied", "Canonical", "Evaluated", "saturated_ratios"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,11 +35,15 @@ class Canonical:
 
 @dataclass(frozen=True, slots=True)
 class Applied:
-    """Made by the aggregator, read by the coordinator: one more generation is canonical; `moved` counts weights."""
+    """Made by the aggregator, read by the coordinator: one more generation is canonical.
+
+    `moved` counts weights; `saturated` is the share of the weights of each tensor kind that are -127 or 127.
+    """
 
     canonical: Canonical
     moved: int
     seconds: float
+    saturated: Mapping[TensorKind, float]
 
 
 @dataclass(frozen=True, slots=True)
@@ -120,4 +126,17 @@ class Aggregator:
         digest = self.ops.digest(self.layout, parameters_P)
         self.shared.publish(commit.generation + 1, parameters_P)
         self._canonical = Canonical(commit.generation + 1, parameters_P, digest)
-        return Applied(self._canonical, moved, time.perf_counter() - began)
+        seconds = time.perf_counter() - began
+        return Applied(self._canonical, moved, seconds, saturated_ratios(self.layout, parameters_P))
+
+
+def saturated_ratios(layout: Layout, parameters_P: Int8Array) -> dict[TensorKind, float]:
+    """Share of the weights of each kind of tensor that lie at the ends of their range."""
+    counts: dict[TensorKind, list[int]] = {}
+    for tensor in layout.tensors:
+        part = parameters_P[tensor.offset : tensor.offset + tensor.size]
+        at_ends = np.count_nonzero(part == 127) + np.count_nonzero(part <= -127)
+        both = counts.setdefault(tensor.kind, [0, 0])
+        both[0] += int(at_ends)
+        both[1] += tensor.size
+    return {kind: at_ends / size for kind, (at_ends, size) in counts.items()}

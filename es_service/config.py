@@ -117,6 +117,12 @@ class DeploymentConfig(_Config):
     """Rows of held-out bytes in an evaluation."""
     evaluation_bytes: int = Field(100, ge=1, le=65536)
     """Scored bytes in each of those rows; the state is zero at the start of a row."""
+    metrics_host: str = Field("127.0.0.1", min_length=1)
+    """Address on which the head serves /metrics; `0.0.0.0` for a Prometheus elsewhere in a private network."""
+    metrics_port: int = Field(0, ge=-1, le=65535)
+    """Port of /metrics; 0: any free one; -1: none."""
+    metrics_targets_dir: Path = Path("/tmp/es-service/targets")
+    """Directory in which the head names that port to a Prometheus on its node, while it runs (file_sd)."""
     heartbeat_timeout_seconds: float = Field(60.0, ge=2)
     """The head stops at a commit when its driver has been silent for this long, unless detached."""
     detach: bool = False

@@ -42,6 +42,7 @@ class Coordinator:
         aggregator: Aggregator,
         keeper: Keeper,
         pool: Pool,
+        telemetry: Telemetry,
         uploader: Uploader | None = None,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
@@ -59,7 +60,7 @@ class Coordinator:
         plan, start = plan_of(config), aggregator.canonical
         self.machine = Machine(lambda _: plan, policy, writer.generation, start.generation, start.digest)
         self.run_id = run_id(config)
-        self.telemetry = Telemetry(config, directory, writer.generation, clock)
+        self.telemetry = telemetry
         self._recent: deque[Commit] = deque(maxlen=_KEPT_COMMITS + deployment.max_lag)
         self._replicas: dict[str, int] = {}
         self._sharing: set[str] = set()
@@ -105,6 +106,7 @@ class Coordinator:
             self.writer.close()
             if self.uploader:
                 self.uploader.close()
+            self.telemetry.close()
 
     def _start(self) -> None:
         if self.machine.generation >= self.config.deployment.generations:
@@ -114,12 +116,17 @@ class Coordinator:
 
     def _turn(self) -> None:
         busy = self.machine.in_flight > 0
-        happened = self.pool.poll(self._patience() if busy else 0.0)
+        with self.telemetry.waiting():
+            happened = self.pool.poll(self._patience() if busy else 0.0)
         self._handle(events.Tick(self.clock()))
         for event in happened:
             self._on_pool(event)
-        for news in self.aggregator.take(0.0 if busy else _POLL_SECONDS):
+        with self.telemetry.waiting():
+            applied = self.aggregator.take(0.0 if busy else _POLL_SECONDS)
+        for news in applied:
             self._on_aggregator(news)
+        machine = self.machine
+        self.telemetry.look(machine.in_flight, machine.generation - machine.aggregated, self._replicas)
         self._check_stop()
 
     def _patience(self) -> float:
@@ -163,7 +170,7 @@ class Coordinator:
                 self.telemetry.received(len(data))
                 if data:
                     self._on_reply(worker, data)
-        self.telemetry.fleet(len(self.machine.workers))
+        self.telemetry.fleet({"active": len(self.machine.workers)})
 
     def _on_reply(self, worker: str, data: bytes) -> None:
         """A reply that is not well formed costs the worker its open leases and its replica."""
@@ -171,9 +178,10 @@ class Coordinator:
             message = decode(data)
             if isinstance(message, LeaseResult) and message.run == self.run_id:
                 self.algorithm.check(message.payload, message.lease.num_units)
-                self.telemetry.returned(message)
+                self.telemetry.answered(worker, message)
                 self._handle(events.Returned(worker, message))
             elif isinstance(message, Behind) and message.run == self.run_id:
+                self.telemetry.answered(worker, message)
                 reason = f"replica at generation {message.replica_generation}"
                 self._handle(events.Fell(worker, message.lease, reason))
             else:
@@ -206,6 +214,7 @@ class Coordinator:
                 case Assign(worker, lease):
                     self._send(worker, Order(self.run_id, lease, self._commits_for(worker, lease.generation)))
                     self._replicas[worker] = lease.generation
+                    self.telemetry.assigned(worker, lease)
                 case Close(number, results):
                     self._commit(number, results)
                     commands.extend(self.machine.handle(events.Committed(number)))
@@ -254,7 +263,8 @@ class Coordinator:
         self._recent.append(commit)
         self.aggregator.submit(commit)
         votes_Q = self.algorithm.votes(record.record)
-        self.telemetry.committed(record, votes_Q, self.writer.bytes, self.writer.fsync_seconds)
+        model_bytes = sum(result.model_bytes for result in results)
+        self.telemetry.committed(record, votes_Q, model_bytes, self.writer.bytes, self.writer.fsync_seconds)
         limit = self.config.deployment.time_limit_seconds
         if limit is not None and self.clock() - self._began > limit:
             self.stop("time limit")

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -57,10 +57,13 @@ class HeadActor:
         self._coordinator: Coordinator | None = None
         self._corpus: Corpus | None = None
 
-    def open(self, resume: bool) -> str:
-        """Lock the journal and start the workers; raises what is wrong. One line about the head's kernels."""
+    def open(self, resume: bool, ray_exporters: Sequence[str] = ()) -> str:
+        """Lock the journal and start the workers; raises what is wrong. One line about the head's kernels.
+
+        `ray_exporters`: where Ray serves metrics, if no dashboard of its own tells Prometheus so.
+        """
         ops, why = self._resolve(self._config.deployment.aggregator_backend, 0)
-        self._coordinator = open_session(self._config, self._directory, resume, ops, self._pool)
+        self._coordinator = open_session(self._config, self._directory, resume, ops, self._pool, ray_exporters)
         self._abandoned = self._watch()
         return why
 

@@ -182,8 +182,9 @@ def _launch_actor(config: RunConfig, directory: RunDirectory, resume: bool, alon
         raise RunError(
             f"a run {directory.name!r} is under way on this cluster: stop it with `es-service stop`"
         ) from error
+    exporters = [f"{node['NodeManagerAddress']}:{node['MetricsExportPort']}" for node in nodes] if alone else []
     try:
-        about = _get(head.open.remote(resume))
+        about = _get(head.open.remote(resume, exporters))
     except BaseException:
         ray.kill(head, no_restart=True)
         raise

@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import threading
+from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 
 from es_service import journal
 from es_service.aggregator import Aggregator, Canonical
 from es_service.config import RunConfig
 from es_service.coordinator import Coordinator
-from es_service.data import Corpus, evaluation_rows, load_corpus
+from es_service.data import Corpus, baselines, evaluation_rows, load_corpus
 from es_service.data.segments import Segments
 from es_service.directory import RunDirectory
 from es_service.journal_writer import JournalWriter
@@ -19,6 +20,7 @@ from es_service.problem import algorithm_of, initial_parameters, layout_of
 from es_service.replay import Replay
 from es_service.shared import SharedParameters
 from es_service.storage import Uploader, open_storage
+from es_service.telemetry import Telemetry
 from es_service.types import Ops, UInt8Array
 
 __all__ = ["held_out_rows", "open_session", "with_corpus"]
@@ -27,8 +29,7 @@ __all__ = ["held_out_rows", "open_session", "with_corpus"]
 def with_corpus(config: RunConfig) -> tuple[RunConfig, Corpus]:
     """The config with the content hash of its corpus, and the corpus; checks that the sizes go together."""
     corpus = load_corpus(config.data)
-    segment = config.segment
-    Segments(corpus.train, config.population, segment.bytes, segment.burn_in, config.feeding)
+    _segments(config, corpus)
     held_out_rows(config, corpus)
     data = config.data.model_copy(update={"content_hash": corpus.content_hash})
     return config.model_copy(update={"data": data}), corpus
@@ -46,11 +47,15 @@ def open_session(
     resume: bool,
     ops: Ops,
     make_pool: Callable[[RunConfig, Corpus], Pool],
+    ray_exporters: Sequence[str] = (),
 ) -> Coordinator:
-    """The coordinator of a new or resumed run. `config` has its content hash; the journal is locked from here on."""
+    """The coordinator of a new or resumed run. `config` has its content hash; the journal is locked from here on.
+
+    `ray_exporters` are addresses of metrics that a Prometheus would not find in another way.
+    """
     config, corpus = with_corpus(config)
     storage = open_storage(config, directory.name, resume)
-    writer, start = _resume(config, directory, ops) if resume else _begin(config, directory, ops)
+    writer, start, commits = _resume(config, directory, ops) if resume else _begin(config, directory, ops)
     with ExitStack() as undo:
         undo.callback(writer.close)
         uploader = Uploader(storage, config, directory, writer) if storage else None
@@ -60,25 +65,56 @@ def open_session(
         shared = SharedParameters(directory.path, layout.size)
         aggregator = Aggregator(algorithm_of(config), layout, ops, start, keeper.after, shared)
         undo.callback(aggregator.close)
-        coordinator = Coordinator(config, directory, writer, aggregator, keeper, make_pool(config, corpus), uploader)
+        telemetry = _telemetry(config, directory, corpus, commits)
+        undo.callback(telemetry.close)
+        telemetry.expose(ops.name, ray_exporters)
+        pool = make_pool(config, corpus)
+        coordinator = Coordinator(config, directory, writer, aggregator, keeper, pool, telemetry, uploader)
         undo.pop_all()
     return coordinator
 
 
-def _begin(config: RunConfig, directory: RunDirectory, ops: Ops) -> tuple[JournalWriter, Canonical]:
+def _telemetry(
+    config: RunConfig,
+    directory: RunDirectory,
+    corpus: Corpus,
+    commits: journal.CommitIndex | tuple[journal.Commit, ...],
+) -> Telemetry:
+    """Counters that go on from these commits; the baselines come when they are known."""
+    telemetry = Telemetry(config, directory, len(commits))
+    model_bytes = sum(map(_segments(config, corpus).bytes_read, range(len(commits))))
+    telemetry.resumed(commits, algorithm_of(config), model_bytes)
+
+    def compare() -> None:
+        telemetry.baselines(baselines(corpus, held_out_rows(config, corpus)))
+
+    if config.deployment.metrics_port >= 0:
+        threading.Thread(target=compare, name="baselines", daemon=True).start()
+    return telemetry
+
+
+def _segments(config: RunConfig, corpus: Corpus) -> Segments:
+    segment = config.segment
+    return Segments(corpus.train, config.population, segment.bytes, segment.burn_in, config.feeding)
+
+
+_Start = tuple[JournalWriter, Canonical, journal.CommitIndex | tuple[journal.Commit, ...]]
+
+
+def _begin(config: RunConfig, directory: RunDirectory, ops: Ops) -> _Start:
     directory.create()
     parameters_P = initial_parameters(config)
     digest = ops.digest(layout_of(config), parameters_P)
     writer = JournalWriter.create(directory.journal_path, journal.Header(config.spec, digest))
     try:
         directory.write_config(config)  # under the journal's lock
-        return writer, Canonical(0, parameters_P, digest)
+        return writer, Canonical(0, parameters_P, digest), ()
     except BaseException:
         writer.close()
         raise
 
 
-def _resume(config: RunConfig, directory: RunDirectory, ops: Ops) -> tuple[JournalWriter, Canonical]:
+def _resume(config: RunConfig, directory: RunDirectory, ops: Ops) -> _Start:
     """The last committed generation, from the nearest keyframe and the votes after it."""
     writer, contents = JournalWriter.open(directory.journal_path, config.spec)
     try:
@@ -91,7 +127,7 @@ def _resume(config: RunConfig, directory: RunDirectory, ops: Ops) -> tuple[Journ
         for problem in replay.problems:
             directory.log_event("keyframe_skipped", reason=problem)
         directory.log_event("resumed", generation=canonical.generation)
-        return writer, canonical
+        return writer, canonical, contents.commits
     except BaseException:
         writer.close()
         raise

@@ -1,17 +1,27 @@
-"""What becomes known of a run: facts in, lines of metrics.jsonl and events.jsonl and the status of the driver out."""
+"""What becomes known of a run: facts in; lines of metrics.jsonl and events.jsonl, metrics and the status out."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import platform
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
+from math import inf
 from typing import Any
 
-from es_service import journal
+import numpy as np
+
+from es_service import __version__, journal
 from es_service.aggregator import Applied
+from es_service.algorithms.base import AbstractAlgorithm
 from es_service.config import RunConfig
+from es_service.data import Baselines
 from es_service.directory import RunDirectory
 from es_service.events import Finish, Notice
-from es_service.messages import LeaseResult
+from es_service.exporter import Exporter
+from es_service.messages import Behind, Lease, LeaseResult
+from es_service.metrics import BASELINES, LEASE_EVENTS, SIGNS, WORKER_STATES, Metrics
 from es_service.problem import layout_of
 from es_service.types import Int8Array
 
@@ -40,53 +50,155 @@ class Status:
 class Telemetry:
     """Told by the coordinator, in its thread. Raises `RunError` where a line cannot be written."""
 
-    def __init__(self, config: RunConfig, directory: RunDirectory, generation: int, clock: Callable[[], float]) -> None:
+    def __init__(
+        self, config: RunConfig, directory: RunDirectory, generation: int, clock: Callable[[], float] = time.monotonic
+    ) -> None:
         self.config = config
         self.directory = directory
         self.clock = clock
+        self.metrics = Metrics()
         self.status = Status("running", generation, config.deployment.generations, 0)
+        self._exporter: Exporter | None = None
         self._size = layout_of(config).size
         self._opened = clock()
+        self._woke = self._looked = -inf
         self._down = self._up = self._model_bytes = 0
+        self._given: dict[tuple[str, Lease], float] = {}
+        self._describe()
+
+    # The metrics port.
+
+    def resumed(
+        self, commits: journal.CommitIndex | tuple[journal.Commit, ...], algorithm: AbstractAlgorithm, model_bytes: int
+    ) -> None:
+        """Counters go on from the journal; `model_bytes` is what the members of these commits read."""
+        for record in commits:
+            self._count_votes(algorithm.votes(record.record))
+        self.metrics.generations.inc(len(commits))
+        self.metrics.model_bytes.inc(model_bytes)
+        if commits:
+            self._show_scores(commits[len(commits) - 1])
+
+    def expose(self, backend: str, ray_exporters: Sequence[str] = ()) -> None:
+        """Open the port, unless the deployment wants none; raises `ConfigError` if it cannot be had."""
+        self.metrics.build.info({"version": __version__, "python": platform.python_version(), "backend": backend})
+        if self.config.deployment.metrics_port >= 0:
+            self._exporter = Exporter(self.config.deployment, self.directory, self.metrics.registry, ray_exporters)
+
+    def baselines(self, baselines: Baselines) -> None:
+        """What simple models need for the held-out text. May be called from another thread."""
+        for model in BASELINES:
+            self.metrics.baseline.labels(model).set(getattr(baselines, model))
+
+    def close(self) -> None:
+        """Close the port."""
+        if self._exporter is not None:
+            self._exporter.close()
+
+    def _describe(self) -> None:
+        self.metrics.goal.set(self.config.deployment.generations)
+        self.metrics.population.set(self.config.population)
+        self.metrics.parameters.set(self._size)
+        self.metrics.last_commit.set(time.time())  # a head that has just started is not stalled
 
     # Workers and what goes between them and the head.
 
     def worker_ready(self, worker: str, about: str) -> None:
         """A worker can take leases."""
         self.directory.log_event("worker_ready", worker=worker, about=about)
+        self.metrics.worker_events.labels("ready").inc()
         if not self.status.workers:
             self._opened = self.clock()  # time without workers is nobody's speed
 
     def worker_gone(self, worker: str, reason: str) -> None:
-        """A worker will answer nothing more."""
+        """A worker will answer nothing more: the leases that it had expire."""
         self.directory.log_event("worker_gone", worker=worker, reason=reason)
+        self.metrics.worker_events.labels("gone").inc()
+        for key in [key for key in self._given if key[0] == worker]:
+            del self._given[key]
+            self.metrics.lease_events.labels("expired").inc()
 
-    def fleet(self, workers: int) -> None:
-        """How many workers there are now."""
-        self._show(workers=workers)
+    def fleet(self, states: Mapping[str, int]) -> None:
+        """How many workers there are now, by state."""
+        self._show(workers=sum(states.values()))
+        for state in WORKER_STATES:
+            self.metrics.workers.labels(state).set(states.get(state, 0))
+
+    def look(self, leases: int, canonical_lag: int, replicas: Mapping[str, int]) -> None:
+        """What is open now: leases held, and the generations of replicas. Looks closely once a second."""
+        now = self.clock()
+        if now - self._looked < 1:
+            return
+        self._looked = now
+        self.metrics.leases_in_flight.set(leases)
+        self.metrics.replica_lag.labels("canonical").set(canonical_lag)
+        slowest = min(replicas.values(), default=self.status.generation)
+        self.metrics.replica_lag.labels("slowest_worker").set(self.status.generation - slowest)
+
+    @contextmanager
+    def waiting(self) -> Iterator[None]:
+        """Around what the coordinator waits for; all other time it is busy."""
+        now = self.clock()
+        if self._woke > -inf:
+            self.metrics.busy_seconds.inc(max(now - self._woke, 0))
+        yield
+        self._woke = self.clock()
 
     def sent(self, num_bytes: int) -> None:
         """A message went to a worker."""
         self._down += num_bytes
+        self.metrics.wire_bytes.labels("down").inc(num_bytes)
 
     def received(self, num_bytes: int) -> None:
         """A message came from a worker."""
         self._up += num_bytes
+        self.metrics.wire_bytes.labels("up").inc(num_bytes)
 
-    def returned(self, result: LeaseResult) -> None:
-        """A well-formed result came, whether it will count or not."""
-        self._model_bytes += result.model_bytes
+    def assigned(self, worker: str, lease: Lease) -> None:
+        """A lease was given out."""
+        self._given[worker, lease] = self.clock()
+        self.metrics.lease_events.labels("issued").inc()
+
+    def answered(self, worker: str, answer: LeaseResult | Behind) -> None:
+        """A well-formed answer to a lease came, whether it will count or not."""
+        since = self._given.pop((worker, answer.lease), None)
+        if isinstance(answer, LeaseResult):
+            self._model_bytes += answer.model_bytes
+            self.metrics.lease_events.labels("returned").inc()
+            if since is not None:
+                self.metrics.lease_seconds.observe(self.clock() - since)
 
     def notice(self, notice: Notice) -> None:
         """The state machine has something to say."""
         self.directory.log_event(notice.kind, worker=notice.worker, generation=notice.generation, detail=notice.detail)
+        self.metrics.lease_events.labels(notice.kind if notice.kind in LEASE_EVENTS else "other").inc()
 
     # Generations.
 
-    def committed(self, record: journal.Commit, votes_Q: Int8Array, journal_bytes: int, fsync_seconds: float) -> None:
-        """The record of a generation is durable."""
+    def committed(
+        self, record: journal.Commit, votes_Q: Int8Array, model_bytes: int, journal_bytes: int, fsync_seconds: float
+    ) -> None:
+        """The record of a generation is durable; `model_bytes` is what the members that count read."""
         now = self.clock()
         seconds, self._opened = max(now - self._opened, 1e-9), now
+        values = self._log_commit(record, votes_Q, seconds, journal_bytes, fsync_seconds)
+        metrics = self.metrics
+        metrics.generations.inc()
+        metrics.model_bytes.inc(model_bytes)
+        metrics.generation_seconds.observe(seconds)
+        metrics.last_commit.set(time.time())
+        metrics.journal_bytes.set(journal_bytes)
+        metrics.fsync_seconds.observe(fsync_seconds)
+        metrics.wire_bits.set(values["wire_bits_per_member"])
+        self._count_votes(votes_Q)
+        self._show_scores(record)
+        self._forget(record.generation)
+        self._down = self._up = self._model_bytes = 0
+        self._show(generation=record.generation + 1, **values)
+
+    def _log_commit(
+        self, record: journal.Commit, votes_Q: Int8Array, seconds: float, journal_bytes: int, fsync_seconds: float
+    ) -> dict[str, float]:
         members = self.config.population
         values = {
             "bits_per_byte": round(bits_per_byte(self.config, record.score_sum / members), 6),
@@ -112,21 +224,44 @@ class Telemetry:
             fsync_seconds=round(fsync_seconds, 6),
             workers=self.status.workers,
         )
-        self._down = self._up = self._model_bytes = 0
-        self._show(generation=record.generation + 1, **values)
+        return values
+
+    def _count_votes(self, votes_Q: Int8Array) -> None:
+        plus, minus = int(np.count_nonzero(votes_Q > 0)), int(np.count_nonzero(votes_Q < 0))
+        for sign, count in zip(SIGNS, (plus, len(votes_Q) - plus - minus, minus), strict=True):
+            self.metrics.votes.labels(sign).inc(count)
+
+    def _show_scores(self, record: journal.Commit) -> None:
+        mean = record.score_sum / self.config.population
+        for statistic, score in (("min", record.score_min), ("mean", mean), ("max", record.score_max)):
+            self.metrics.score.labels(statistic).set(score / 16)
+        self.metrics.bits_per_byte.labels("train").set(bits_per_byte(self.config, mean))
+        self.metrics.record_bits.set(8 * len(record.record) / self.config.population)
+
+    def _forget(self, generation: int) -> None:
+        """Leases of long ago that nobody will answer: their worker's answer was malformed."""
+        if len(self._given) > 4 * self.status.workers + 64:
+            self._given = {key: since for key, since in self._given.items() if key[1].generation >= generation - 1}
 
     def applied(self, applied: Applied) -> None:
         """One more generation is canonical."""
+        moved = applied.moved / self._size
         self.directory.log_metrics(
             "update",
             generation=applied.canonical.generation - 1,
-            moved_ratio=round(applied.moved / self._size, 6),
+            moved_ratio=round(moved, 6),
             seconds=round(applied.seconds, 6),
         )
+        self.metrics.moved.set(moved)
+        self.metrics.update_seconds.observe(applied.seconds)
+        for kind, ratio in applied.saturated.items():
+            self.metrics.saturated.labels(kind).set(ratio)
 
     def evaluated(self, generation: int, held_out: float) -> None:
         """Canonical parameters were evaluated on held-out text."""
         self.directory.log_metrics("evaluation", generation=generation, bits_per_byte=round(held_out, 6))
+        self.metrics.bits_per_byte.labels("held_out").set(held_out)
+        self.metrics.evaluated.set(generation)
         self._show(held_out=held_out, held_out_generation=generation)
 
     # The end.

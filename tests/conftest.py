@@ -35,6 +35,7 @@ TINY: dict[str, Any] = {
         "evaluate_every": 3,
         "evaluation_rows": 2,
         "keyframe_every": 2,
+        "metrics_port": -1,
         "detach": True,
     },
 }

@@ -77,8 +77,9 @@ class RayPool:
     def _spawn(self) -> None:
         self._names += 1
         name = f"worker-{self._names}"
-        head = ray.get_runtime_context().current_actor
-        actor = self._actor_class.remote(self._config_json, __version__, head)
+        context = ray.get_runtime_context()
+        run = (context.get_actor_name() or "").removeprefix("head-")
+        actor = self._actor_class.remote(self._config_json, __version__, context.current_actor, run, name)
         self._actors[name] = actor
         self._calls[actor.start.remote()] = _Call(name, starting=True)
 

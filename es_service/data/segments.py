@@ -87,13 +87,21 @@ class Segments:
         row_Q = pair_Q // self._pairs_per_row + pass_index * pairs
         first_row, last_row = int(row_Q[0]), int(row_Q[-1])
         column = generation % self.num_segments * self.segment_bytes
-        burn_in = min(self.burn_in, column)
+        burn_in = self._burn_in(generation)
         rows_SW = self._grid[first_row : last_row + 1, column - burn_in : column + self.segment_bytes + 1]
         return SegmentRows(
             np.array(rows_SW, np.uint8, order="C"),
             (row_Q - first_row).astype(np.int32),
             burn_in,
         )
+
+    def bytes_read(self, generation: int) -> int:
+        """Bytes that all members together run through the model in a generation, burn-in included."""
+        return self.population * self.passes * (self._burn_in(generation) + self.segment_bytes)
+
+    def _burn_in(self, generation: int) -> int:
+        """The first segment has nothing before it."""
+        return min(self.burn_in, generation % self.num_segments * self.segment_bytes)
 
     @property
     def _pairs_per_row(self) -> int:
