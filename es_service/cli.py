@@ -17,7 +17,7 @@ EXIT_CODES = """exit codes:
   0    done
   1    a comparison found a difference (verify, replay --verify)
   2    bad usage, config, data or backend; nothing was started
-  3    a run, journal or keyframe cannot be used, or the run failed
+  3    a run, journal, keyframe or steps file cannot be used, or the run failed
   130  interrupted; a run that was training has stopped at its last commit and can be resumed"""
 
 
@@ -52,7 +52,7 @@ def _command(
         allow_abbrev=False,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.set_defaults(module=f"es_service.commands.{name}")
+    parser.set_defaults(module=f"es_service.commands.{name.replace('-', '_')}")
     return parser
 
 
@@ -205,6 +205,20 @@ def _models(commands: Commands[argparse.ArgumentParser]) -> None:
     export.add_argument("--generation", type=int, metavar="G", help="generation (default: the last)")
     _with_backend(export)
 
+    steps = _command(
+        commands,
+        "steps",
+        "write a run as its list of steps: spec, thresholds and coded votes",
+        "steps egg-laptop-1 --out model.steps\nsteps egg-laptop-1 --out model.steps --without-scores",
+    )
+    _with_run(steps)
+    steps.add_argument("--out", type=Path, required=True, metavar="FILE.steps", help="file to write")
+    steps.add_argument(
+        "--without-scores", action="store_true", help="leave out the score sums, without which no run can be made of it"
+    )
+    _with_backend(steps)
+    _from_steps(commands)
+
     evaluate = _command(
         commands, "eval", "held-out bits/byte of a model", "eval egg-laptop-1\neval model.safetensors --data notes.txt"
     )
@@ -221,6 +235,26 @@ def _models(commands: Commands[argparse.ArgumentParser]) -> None:
     evaluate.add_argument("--generation", type=int, metavar="G", help="generation of the run (default: the last)")
     evaluate.add_argument("--json", action="store_true", help="print JSON")
     _with_backend(evaluate)
+
+
+def _from_steps(commands: Commands[argparse.ArgumentParser]) -> None:
+    rebuild = _command(
+        commands,
+        "from-steps",
+        "rebuild a model, a part of one, or a run from a steps file",
+        "from-steps model.steps --out model.safetensors --generation 100\n"
+        "from-steps model.steps --out rows.safetensors --tensor head --rows 0:16\n"
+        "from-steps model.steps --resume-as again --generation 100",
+    )
+    rebuild.add_argument("file", type=Path, metavar="FILE.steps", help="a file made by `es-service steps`")
+    goal = rebuild.add_mutually_exclusive_group(required=True)
+    goal.add_argument("--out", type=Path, metavar="FILE.safetensors", help="file to write")
+    goal.add_argument("--resume-as", metavar="NAME", help="make a run of this name, for `es-service resume`")
+    rebuild.add_argument("--generation", type=int, metavar="G", help="generation (default: the last)")
+    rebuild.add_argument("--tensor", metavar="T", help="rebuild this tensor alone, with --out")
+    rebuild.add_argument("--rows", metavar="A:B", help="of that tensor, rebuild rows A to B - 1 alone")
+    _with_runs_dir(rebuild)
+    _with_backend(rebuild)
 
 
 def _sampling(commands: Commands[argparse.ArgumentParser]) -> None:

@@ -6,6 +6,7 @@
     ├── RunError                        a run that does not exist, exists already, or is in use
     ├── JournalError                    a damaged or foreign journal; names the byte offset
     ├── KeyframeError                   a keyframe that is damaged or belongs elsewhere
+    ├── StepsError                      a damaged or foreign steps file; names the byte offset
     ├── DivergenceError                 replicas and canonical parameters disagree
     ├── MessageError (ValueError)       a payload from a peer that is not well formed
     └── BackendError (RuntimeError)     a backend that cannot be had here, or a kernel's bad argument
@@ -23,6 +24,7 @@ __all__ = [
     "MessageError",
     "RunError",
     "ServiceError",
+    "StepsError",
 ]
 
 
@@ -48,6 +50,10 @@ class JournalError(ServiceError):
 
 class KeyframeError(ServiceError):
     """A keyframe or export that is damaged or belongs to another run."""
+
+
+class StepsError(ServiceError):
+    """A steps file that cannot be used; the message names the file and the byte offset."""
 
 
 class DivergenceError(ServiceError):

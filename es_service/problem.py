@@ -7,9 +7,9 @@ from es_service.algorithms.eggroll import Eggroll
 from es_service.config import RunConfig
 from es_service.models import egg
 from es_service.plan import Plan
-from es_service.types import EggShape, Int8Array, Layout
+from es_service.types import EggShape, Int8Array, Layout, Part
 
-__all__ = ["algorithm_of", "initial_parameters", "layout_of", "plan_of", "run_id", "shape_of"]
+__all__ = ["algorithm_of", "initial_parameters", "initial_part", "layout_of", "plan_of", "run_id", "shape_of"]
 
 
 def layout_of(config: RunConfig) -> Layout:
@@ -25,6 +25,11 @@ def shape_of(config: RunConfig) -> EggShape:
 def initial_parameters(config: RunConfig) -> Int8Array:
     """Flat (P,) int8 parameters of generation 0, a function of the seed."""
     return egg.initial_parameters(layout_of(config), config.seed)
+
+
+def initial_part(config: RunConfig, part: Part) -> Int8Array:
+    """The part of them that is these rows of one tensor, flat, made alone."""
+    return egg.initial_part(part, config.seed)
 
 
 def algorithm_of(config: RunConfig) -> AbstractAlgorithm:

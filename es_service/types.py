@@ -44,6 +44,30 @@ class TensorSpec:
 
 
 @dataclass(frozen=True, slots=True)
+class Part:
+    """Rows `first` .. `stop` - 1 of one tensor; the rows of a vector are its elements."""
+
+    tensor: TensorSpec
+    first: int
+    stop: int
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """Of the part."""
+        return self.stop - self.first, *self.tensor.shape[1:]
+
+    @property
+    def size(self) -> int:
+        """Number of elements, which lie together in the flat parameter array."""
+        return int(np.prod(self.shape))
+
+    @property
+    def start(self) -> int:
+        """First element, counted from the start of the tensor."""
+        return self.first * (self.tensor.size // self.tensor.shape[0])
+
+
+@dataclass(frozen=True, slots=True)
 class NoiseSlot:
     """Where the noise of one tensor lies in a unit's noise.
 

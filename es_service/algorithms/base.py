@@ -9,7 +9,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 
-from es_service.types import Int8Array, Int32Array, NoiseAddress, Ops
+from es_service.types import Int8Array, Int32Array, NoiseAddress, Ops, Part
 
 __all__ = ["AbstractAlgorithm"]
 
@@ -51,3 +51,9 @@ class AbstractAlgorithm(ABC):
     @abstractmethod
     def update(self, ops: Ops, parameters_P: Int8Array, generation: int, threshold: int, record: bytes) -> int:
         """Apply a record to the parameters in place; how many weights moved."""
+
+    @abstractmethod
+    def update_part(
+        self, ops: Ops, part: Part, values_N: Int8Array, generation: int, threshold: int, record: bytes
+    ) -> int:
+        """What `update` does to one part, whose elements are `values_N`, making no noise but that of the part."""

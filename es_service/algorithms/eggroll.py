@@ -6,22 +6,28 @@ Sarkar et al., "Evolution Strategies at the Hyperscale", arXiv 2511.16652; exact
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from math import isqrt
 from statistics import NormalDist
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
+import numpy.typing as npt
 from pydantic import BaseModel, ConfigDict, Field
 
+from es_service import noise as addressing
 from es_service import votes
 from es_service.algorithms.base import AbstractAlgorithm
 from es_service.errors import MessageError
-from es_service.types import Int8Array, Int32Array, Layout, NoiseAddress, Ops
+from es_service.noise import Stream
+from es_service.types import Int8Array, Int32Array, Layout, Noise, NoiseAddress, Ops, Part
 
 __all__ = ["Eggroll", "EggrollConfig", "threshold"]
 
 _CHUNK_BYTES = 32 << 20
 """Noise held at once while an update is summed."""
+_PHILOX_BYTES = 16
+"""Memory that NumPy needs for a byte of noise."""
 
 
 class EggrollConfig(BaseModel):
@@ -97,7 +103,41 @@ class Eggroll(AbstractAlgorithm):
             part_Q = votes_Q[first : first + chunk]
             noise = ops.noise(self.layout, self.config.rank, self.address(generation), first, len(part_Q))
             ops.accumulate(self.layout, noise, part_Q, self.config.sign_noise, sums_P)
+        return ops.apply(parameters_P, sums_P, self._least(generation, threshold))
+
+    def update_part(
+        self, ops: Ops, part: Part, values_N: Int8Array, generation: int, threshold: int, record: bytes
+    ) -> int:
+        """The same for one part, as a model of its own; a pair that voted 0 moves nothing, so its noise is not made."""
+        votes_Q = self.votes(record)
+        voted_K = np.flatnonzero(votes_Q)
+        layout = Layout((replace(part.tensor, shape=part.shape, offset=0),))
+        chunk = max(1, _CHUNK_BYTES // (_PHILOX_BYTES * sum(layout.noise_sizes(self.config.rank))))
+        sums_N = np.zeros(part.size, np.int32)
+        for first in range(0, len(voted_K), chunk):
+            units_K = voted_K[first : first + chunk]
+            noise = _noise_of_part(part, self.config.rank, self.address(generation), units_K)
+            ops.accumulate(layout, noise, votes_Q[units_K], self.config.sign_noise, sums_N)
+        return ops.apply(values_N, sums_N, self._least(generation, threshold))
+
+    def _least(self, generation: int, threshold: int) -> int:
+        """The least 16 |Z| with which a weight moves."""
         if threshold < 0:
             raise MessageError(f"generation {generation}: threshold {threshold} is negative")
-        scale = 1 if self.config.sign_noise else 256
-        return ops.apply(parameters_P, sums_P, threshold * isqrt(self.units) * scale)
+        return threshold * isqrt(self.units) * (1 if self.config.sign_noise else 256)
+
+
+def _noise_of_part(part: Part, rank: int, address: NoiseAddress, units_K: npt.NDArray[np.integer[Any]]) -> Noise:
+    """The noise of some rows of a tensor, laid out as that of a tensor with these rows only (specs/formats.md)."""
+    tensor, rows = part.tensor, part.stop - part.first
+
+    def entries(stream: Stream, size: int, first: int) -> Int8Array:
+        return addressing.entries(address.seed, address.epoch, stream, tensor.index, units_K, size, first)
+
+    if tensor.kind == "vector":
+        u_KN, v_KN = (entries(stream, rows, part.first) for stream in (Stream.VECTOR_U, Stream.VECTOR_V))
+        return Noise(rank, np.empty((len(units_K), 0), np.int8), u_KN.astype(np.int16) * v_KN)
+    out_size, in_size = tensor.shape
+    a = [entries(Stream.FACTOR_A, rows, r * out_size + part.first) for r in range(rank)]
+    b_KI = entries(Stream.FACTOR_B, rank * in_size, 0)
+    return Noise(rank, np.concatenate([*a, b_KI], axis=1), np.empty((len(units_K), 0), np.int16))

@@ -30,6 +30,7 @@ __all__ = [
     "model_of_run",
     "open_run",
     "parent_exists",
+    "portable_config",
     "save_export",
     "spans",
 ]
@@ -134,14 +135,16 @@ def model_of_run(opened: OpenedRun, ops: Ops, generation: int | None = None) -> 
     )
 
 
-def save_export(path: Path, model: Model) -> None:
-    """Write a model so that `_model_of_file` needs nothing else.
+def portable_config(config: RunConfig) -> dict[str, Any]:
+    """The spec, and of the deployment only what the held-out figure depends on: equal runs give equal files."""
+    deployment = config.deployment.model_dump(include={"evaluation_rows", "evaluation_bytes"})
+    return config.spec | {"deployment": deployment}
 
-    Of the deployment it holds only what the held-out figure depends on, so that equal runs give equal files.
-    """
-    deployment = model.config.deployment.model_dump(include={"evaluation_rows", "evaluation_bytes"})
+
+def save_export(path: Path, model: Model) -> None:
+    """Write a model so that `_model_of_file` needs nothing else."""
     metadata = {
-        "config": journal.canonical_json(model.config.spec | {"deployment": deployment}).decode(),
+        "config": journal.canonical_json(portable_config(model.config)).decode(),
         "digest": f"{model.digest:016x}",
         "format_version": keyframes.FORMAT_VERSION,
         "generation": str(model.generation),

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 
 from es_service import noise
-from es_service.types import Int8Array, Layout, TensorKind, TensorSpec
+from es_service.types import Int8Array, Layout, Part, TensorKind, TensorSpec
 
 VOCABULARY = 256
 FRACTION_BITS = 4
@@ -40,11 +40,14 @@ def layout(width: int, layers: int) -> Layout:
 
 def initial_parameters(layout: Layout, seed: int) -> Int8Array:
     """Flat (P,) int8 initial values: matrices from stream 0 of the seed, norms ONE, biases 0."""
-    parameters_P = np.zeros(layout.size, np.int8)
-    for tensor in layout.tensors:
-        part = parameters_P[tensor.offset : tensor.offset + tensor.size]
-        if tensor.kind == "matrix":
-            part[:] = noise.entries(seed, 0, noise.Stream.INITIAL, tensor.index, 0, tensor.size)[0]
-        elif "ln" in tensor.name:
-            part[:] = ONE
-    return parameters_P
+    return np.concatenate([initial_part(Part(t, 0, t.shape[0]), seed) for t in layout.tensors])
+
+
+def initial_part(part: Part, seed: int) -> Int8Array:
+    """The same for some rows of a tensor alone: (part.size,) int8."""
+    tensor, values_N = part.tensor, np.zeros(part.size, np.int8)
+    if tensor.kind == "matrix":
+        values_N[:] = noise.entries(seed, 0, noise.Stream.INITIAL, tensor.index, 0, part.size, part.start)[0]
+    elif "ln" in tensor.name:
+        values_N[:] = ONE
+    return values_N

@@ -1,0 +1,176 @@
+"""steps and from-steps, on the finished run and on egg-smoke."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from conftest import Finished
+from safetensors import safe_open
+from safetensors.numpy import load_file
+
+from es_service import steps
+from es_service.directory import RunDirectory
+from es_service.journal import scan
+
+REFERENCE = ("--backend", "reference")
+
+
+@pytest.fixture
+def file(es, tmp_path):
+    path = tmp_path / "model.steps"
+    assert es("steps", "done", "--out", path, *REFERENCE).code == 0
+    return path
+
+
+def test_steps_say_what_they_take(es, tmp_path, finished_run):
+    path = tmp_path / "model.steps"
+    outcome = es("steps", "done", "--out", path, *REFERENCE)
+    assert outcome.code == 0
+    rows = {line.split("  ")[0]: line for line in outcome.out.splitlines()[2:]}
+    assert list(rows) == ["entropy", "coded votes", "scores", "all else", "file"]
+    assert f"{path.stat().st_size:,}" in rows["file"]
+    assert "60 votes" in rows["coded votes"]
+    found, contents = steps.scan(path), scan(finished_run.directory.journal_path)
+    assert found.header.generations == len(contents.commits) == 6
+    assert found.header.digest == contents.close.digest
+    assert (
+        sum(block.code_bytes for block in found.blocks) + sum(block.score_bytes for block in found.blocks) < found.bytes
+    )
+
+
+def test_equal_runs_give_equal_files(es, file, tmp_path, run_copy):
+    assert es("steps", "done", "--out", tmp_path / "again.steps", *REFERENCE, at=run_copy).code == 0
+    assert (tmp_path / "again.steps").read_bytes() == file.read_bytes()
+
+
+@pytest.mark.parametrize("generation", [0, 3, None])
+def test_the_model_is_the_file_that_export_writes(es, file, tmp_path, generation):
+    where = [] if generation is None else ["--generation", generation]
+    first, second = tmp_path / "a.safetensors", tmp_path / "b.safetensors"
+    assert es("export", "done", "--out", first, *where, *REFERENCE).code == 0
+    outcome = es("from-steps", file, "--out", second, *where, *REFERENCE)
+    assert outcome.code == 0
+    assert f"generation {6 if generation is None else generation}, digest" in outcome.out
+    assert first.read_bytes() == second.read_bytes()
+
+
+def test_a_tensor_and_rows_of_it(es, file, tmp_path):
+    whole, part = tmp_path / "a.safetensors", tmp_path / "b.safetensors"
+    es("export", "done", "--out", whole, "--generation", 4, *REFERENCE)
+    for options, expected in (
+        (["--tensor", "blocks.1.mlp.0"], load_file(whole)["blocks.1.mlp.0"]),
+        (["--tensor", "blocks.1.mlp.0", "--rows", "7:40"], load_file(whole)["blocks.1.mlp.0"][7:40]),
+        (["--tensor", "ln_out", "--rows", "3:4"], load_file(whole)["ln_out"][3:4]),
+    ):
+        assert es("from-steps", file, "--out", part, "--generation", 4, *options, *REFERENCE).code == 0
+        found = load_file(part)
+        assert list(found) == [options[1]]
+        assert np.array_equal(found[options[1]], expected)
+    with safe_open(part, "np") as opened:
+        assert (opened.metadata()["generation"], opened.metadata()["rows"]) == ("4", "3:4")
+
+
+def test_a_run_of_them_goes_on_as_the_original_did(es, file, tmp_path, finished_run, run_copy):
+    outcome = es("from-steps", file, "--resume-as", "again", "--generation", 4, *REFERENCE, at=run_copy)
+    assert outcome.code == 0
+    assert f"es-service resume again --runs-dir {run_copy.runs_dir}" in outcome.out
+    original, directory = finished_run.directory.journal_path, RunDirectory(run_copy.runs_dir, "again")
+    made = directory.journal_path.read_bytes()
+    assert original.read_bytes()[: len(made)] == made
+    assert es("journal", "again", "--json", at=run_copy).json["commits"] == 4
+    verified = es("replay", "again", "--verify", *REFERENCE, at=run_copy)
+    assert verified.code == 0
+    assert "4 recorded digests and 1 keyframes agree" in verified.out
+    options = ("--set", "deployment.pool=local", "--set", "deployment.worker.backend=reference")
+    assert es("resume", "again", *options, at=run_copy).code == 0
+    assert directory.journal_path.read_bytes() == original.read_bytes()
+    assert sorted(path.name for path in run_copy.runs_dir.iterdir()) == ["again", "done"]
+
+
+@pytest.mark.parametrize("generation", [0, 6])
+def test_a_run_of_the_first_or_the_last_generation(es, file, run_copy, generation):
+    made = ("from-steps", file, "--resume-as", "again", "--generation", generation, *REFERENCE)
+    assert es(*made, at=run_copy).code == 0
+    assert es("status", "again", "--json", at=run_copy).json["generation"] == generation
+    assert es("replay", "again", "--verify", *REFERENCE, at=run_copy).code == 0
+    refused = es(*made, at=run_copy)
+    assert refused.code == 3
+    assert "again exists; choose another name with --resume-as" in refused.err
+
+
+def test_without_scores_the_model_comes_back_and_no_run(es, file, tmp_path, run_copy):
+    small = tmp_path / "small.steps"
+    assert es("steps", "done", "--out", small, "--without-scores", *REFERENCE).code == 0
+    assert small.stat().st_size < file.stat().st_size
+    outcome = es("from-steps", small, "--resume-as", "again", *REFERENCE, at=run_copy)
+    assert outcome.code == 2
+    assert "has no scores" in outcome.err
+    outputs = [tmp_path / "a.safetensors", tmp_path / "b.safetensors"]
+    for source, out in zip((file, small), outputs, strict=True):
+        assert es("from-steps", source, "--out", out, *REFERENCE).code == 0
+    assert outputs[0].read_bytes() == outputs[1].read_bytes()
+
+
+@pytest.mark.parametrize(
+    ("options", "problem"),
+    [
+        (["--generation", 7], "--generation: the run has no generation 7; give 0 to 6"),
+        (["--tensor", "tail"], "--tensor: no tensor 'tail'; the model has emb"),
+        (["--rows", "0:1"], "--rows: name the tensor"),
+        (["--tensor", "head", "--rows", "4:4"], "--rows: '4:4' is no A:B"),
+        (["--tensor", "head", "--rows", "0:257"], "0 <= A < B <= 256"),
+        (["--tensor", "head", "--rows=-1:3"], "--rows: '-1:3'"),
+    ],
+)
+def test_what_is_not_there_is_refused(es, file, tmp_path, options, problem):
+    outcome = es("from-steps", file, "--out", tmp_path / "x.safetensors", *options, *REFERENCE)
+    assert outcome.code == 2
+    assert problem in outcome.err
+    assert not (tmp_path / "x.safetensors").exists()
+
+
+def test_a_run_of_one_tensor_is_refused(es, file, run_copy):
+    outcome = es("from-steps", file, "--resume-as", "again", "--tensor", "head", at=run_copy)
+    assert outcome.code == 2
+    assert "--tensor: a run needs all tensors" in outcome.err
+    assert not (run_copy.runs_dir / "again").exists()
+
+
+def test_a_damaged_file_names_the_byte(es, file, tmp_path):
+    data, (block,) = bytearray(file.read_bytes()), steps.scan(file).blocks
+    data[-20] ^= 4
+    file.write_bytes(data)
+    outcome = es("from-steps", file, "--out", tmp_path / "x.safetensors")
+    assert outcome.code == 3
+    assert f"model.steps, byte {block.offset}: the record's checksum" in outcome.err
+
+
+def test_a_failure_leaves_no_run(es, file, run_copy, monkeypatch):
+    from es_service.commands import from_steps
+
+    def fail(*arguments):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(from_steps.keyframes, "save", fail)
+    outcome = es("from-steps", file, "--resume-as", "again", *REFERENCE, at=run_copy)
+    assert outcome.code == 3
+    assert "the run cannot be made: No space left" in outcome.err
+    assert [path.name for path in run_copy.runs_dir.iterdir()] == ["done"]
+
+
+def test_egg_smoke_there_and_back(es, tmp_path):
+    """The preset itself: train, steps, then model, rows, and a run from generation 6 that ends in the same journal."""
+    at = Finished(tmp_path / "runs", tmp_path)
+    local = ("--set", "deployment.pool=local")
+    assert es("train", "egg-smoke", "--name", "smoke", *local, at=at).code == 0
+    path, whole, rows = (tmp_path / name for name in ("s.steps", "whole.safetensors", "rows.safetensors"))
+    assert es("steps", "smoke", "--out", path, at=at).code == 0
+    keyframe = load_file(tmp_path / "runs" / "smoke" / "keyframes" / "5.safetensors")
+    assert es("from-steps", path, "--out", whole, "--generation", 5).code == 0
+    assert es("from-steps", path, "--out", rows, "--generation", 5, "--tensor", "emb", "--rows", "99:130").code == 0
+    assert all(np.array_equal(values, keyframe[name]) for name, values in load_file(whole).items())
+    assert np.array_equal(load_file(rows)["emb"], keyframe["emb"][99:130])
+    assert es("from-steps", path, "--resume-as", "smoke-2", "--generation", 6, at=at).code == 0
+    assert es("resume", "smoke-2", *local, at=at).code == 0
+    first, second = (RunDirectory(tmp_path / "runs", name).journal_path.read_bytes() for name in ("smoke", "smoke-2"))
+    assert first == second
