@@ -32,7 +32,7 @@ def build_parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--version", action="version", version=f"es-service {__version__}")
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
-    for add in (_training, _ending, _watching, _models, _sampling, _machine):
+    for add in (_training, _ending, _watching, _models, _steps, _sampling, _machine):
         add(commands)
     return parser
 
@@ -205,20 +205,6 @@ def _models(commands: Commands[argparse.ArgumentParser]) -> None:
     export.add_argument("--generation", type=int, metavar="G", help="generation (default: the last)")
     _with_backend(export)
 
-    steps = _command(
-        commands,
-        "steps",
-        "write a run as its list of steps: spec, thresholds and coded votes",
-        "steps egg-laptop-1 --out model.steps\nsteps egg-laptop-1 --out model.steps --without-scores",
-    )
-    _with_run(steps)
-    steps.add_argument("--out", type=Path, required=True, metavar="FILE.steps", help="file to write")
-    steps.add_argument(
-        "--without-scores", action="store_true", help="leave out the score sums, without which no run can be made of it"
-    )
-    _with_backend(steps)
-    _from_steps(commands)
-
     evaluate = _command(
         commands, "eval", "held-out bits/byte of a model", "eval egg-laptop-1\neval model.safetensors --data notes.txt"
     )
@@ -237,7 +223,20 @@ def _models(commands: Commands[argparse.ArgumentParser]) -> None:
     _with_backend(evaluate)
 
 
-def _from_steps(commands: Commands[argparse.ArgumentParser]) -> None:
+def _steps(commands: Commands[argparse.ArgumentParser]) -> None:
+    steps = _command(
+        commands,
+        "steps",
+        "write a run as its list of steps: spec, thresholds and coded votes",
+        "steps egg-laptop-1 --out model.steps\nsteps egg-laptop-1 --out model.steps --without-scores",
+    )
+    _with_run(steps)
+    steps.add_argument("--out", type=Path, required=True, metavar="FILE.steps", help="file to write")
+    steps.add_argument(
+        "--without-scores", action="store_true", help="leave out the score sums, without which no run can be made of it"
+    )
+    _with_backend(steps)
+
     rebuild = _command(
         commands,
         "from-steps",

@@ -20,7 +20,7 @@ GOLDEN = sorted((ROOT / "tests" / "golden").glob("*.npz"))
 SMALL = ROOT / "tests" / "golden" / "pub_d64_l2.npz"
 REFERENCE = ("--backend", "reference")
 RUNS = ["train", "resume", "stop", "status", "journal", "replay", "plot"]
-COMMANDS = [*RUNS, "fetch", "export", "sample", "eval", "verify", "presets", "doctor"]
+COMMANDS = [*RUNS, "fetch", "export", "steps", "from-steps", "sample", "eval", "verify", "presets", "doctor"]
 
 
 # verify
@@ -224,7 +224,7 @@ def test_every_command_has_its_module_and_its_page():
     page = (ROOT / "docs" / "cli.md").read_text()
     for name in names:
         assert f"## {name}" in page
-        module = __import__(f"es_service.commands.{name}", fromlist=["run"])
+        module = __import__(f"es_service.commands.{name.replace('-', '_')}", fromlist=["run"])
         assert callable(module.run)
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -161,6 +162,17 @@ def test_a_backend_that_computes_other_bits_is_found(case):
 
     with pytest.raises(DivergenceError, match=r"x\.steps: generation 3 has digest"):
         Rebuild(case[1], Broken()).model(GENERATIONS)
+
+
+def test_the_digest_at_the_start_of_a_block_is_compared(case, tmp_path, monkeypatch):
+    _, found, _, rows = case
+    monkeypatch.setattr(steps, "BLOCK_VOTES", 1)
+    path = tmp_path / "y.steps"
+    steps.write(path, found.header, [*rows[:1], replace(rows[1], digest=5), *rows[2:]])
+    rebuild = Rebuild(steps.scan(path), OPS)
+    assert rebuild.model(0).digest == rows[0].digest
+    with pytest.raises(DivergenceError, match=r"generation 1 has digest .*, the file says 0000000000000005"):
+        rebuild.model(2)
 
 
 def test_a_run_whose_population_grew(tiny_config, tmp_path):
