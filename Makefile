@@ -31,7 +31,9 @@ lint: install
 sanitize amx aarch64: install
 	PYTHON=$(abspath $(BIN)/python) tests/native/$@.sh
 
+# dist then holds this wheel alone and the pins of what it needs: what cluster/setup.sh installs on the nodes.
 wheel: install
+	rm -rf dist && mkdir dist && cp constraints.txt dist
 	$(BIN)/pip wheel --quiet --no-deps --constraint constraints.txt --wheel-dir dist .
 
 bench: install

@@ -75,6 +75,11 @@ class WorkerConfig(_Config):
     num_gpus: float = Field(0, ge=0, le=1)
     """GPUs that its actor reserves."""
 
+    @property
+    def resources(self) -> dict[str, float]:
+        """What its actor asks of Ray, once its threads are known."""
+        return {"CPU": self.threads if self.num_cpus is None else self.num_cpus, "GPU": self.num_gpus}
+
 
 class DeploymentConfig(_Config):
     """Where and how the run is carried out. Nothing here changes a bit of its result."""

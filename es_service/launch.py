@@ -272,8 +272,7 @@ def _placed(config: RunConfig, nodes: list[dict[str, float]]) -> RunConfig:
 
 def _check_resources(config: RunConfig, nodes: list[dict[str, Any]]) -> None:
     """Raise if no node could ever hold one worker."""
-    worker = config.deployment.worker
-    need = {"CPU": worker.threads if worker.num_cpus is None else worker.num_cpus, "GPU": worker.num_gpus}
+    need = config.deployment.worker.resources
     if any(all(node["Resources"].get(key, 0) >= value for key, value in need.items()) for node in nodes):
         return
     have = "; ".join(f"{n['Resources'].get('CPU', 0):g} CPU, {n['Resources'].get('GPU', 0):g} GPU" for n in nodes)

@@ -12,6 +12,7 @@ import ray
 from ray.util.metrics import Counter, Gauge
 
 from es_service import __version__
+from es_service.build import identity
 from es_service.config import RunConfig
 from es_service.data import load_or_fetch
 from es_service.errors import BackendError, MessageError
@@ -40,9 +41,10 @@ class WorkerActor:
 
     def start(self) -> tuple[str, str]:
         """Load the corpus, whose content hash must be the run's, and the kernels; one line about it, and its node."""
-        if self._version != __version__:
+        if self._version != identity():
             raise BackendError(
-                f"{socket.gethostname()} has es-service {__version__} and the head {self._version}: install the same"
+                f"{socket.gethostname()} has es-service {identity()} and the head {self._version}: install the head's "
+                "wheel there (`make wheel`, `ray up` or a new image), then resume"
             )
         config = RunConfig.model_validate_json(self._config_json)
         worker = config.deployment.worker
@@ -52,7 +54,7 @@ class WorkerActor:
         self._meters.start(kernels.name)
         node = ray.get_runtime_context().get_node_id()
         place = f"{socket.gethostname()} node {node[:8]} pid {os.getpid()}"
-        return f"{place}, {worker.threads} threads, {why}", node
+        return f"{place}, es-service {identity()}, {worker.threads} threads, {why}", node
 
     def _piece(self, held_out: bool, offset: int) -> bytes:
         data: bytes = ray.get(self._head.corpus_piece.remote(held_out, offset))

@@ -8,7 +8,7 @@ from typing import Any
 import ray
 from ray.exceptions import RayActorError, RayError, RayTaskError
 
-from es_service import __version__
+from es_service.build import identity
 from es_service.config import RunConfig
 from es_service.errors import BackendError, ServiceError
 from es_service.pools import Gone, PoolEvent, Ready, Reply
@@ -39,8 +39,8 @@ class RayPool:
         worker = config.deployment.worker
         self._config_json = config.model_dump_json()
         self._actor_class: Any = ray.remote(WorkerActor).options(
-            num_cpus=worker.threads if worker.num_cpus is None else worker.num_cpus,
-            num_gpus=worker.num_gpus,
+            num_cpus=worker.resources["CPU"],
+            num_gpus=worker.resources["GPU"],
             max_restarts=0,
             scheduling_strategy="SPREAD",
             enable_task_events=False,
@@ -79,7 +79,7 @@ class RayPool:
         name = f"worker-{self._names}"
         context = ray.get_runtime_context()
         run = (context.get_actor_name() or "").removeprefix("head-")
-        actor = self._actor_class.remote(self._config_json, __version__, context.current_actor, run, name)
+        actor = self._actor_class.remote(self._config_json, identity(), context.current_actor, run, name)
         self._actors[name] = actor
         self._calls[actor.start.remote()] = _Call(name, starting=True)
 

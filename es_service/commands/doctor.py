@@ -14,7 +14,7 @@ from importlib import metadata, util
 from pathlib import Path
 from typing import Literal
 
-from es_service import __version__
+from es_service.build import identity
 from es_service.commands.display import print_json
 from es_service.data import default_cache_dir
 from es_service.errors import BackendError
@@ -171,7 +171,7 @@ def _corpora(cache: Path) -> Finding:
 
 def _versions() -> Finding:
     others = ", ".join(f"{name} {_version(name) or 'not installed'}" for name in _PACKAGES)
-    return Finding("versions", "ok", f"es-service {__version__}, Python {platform.python_version()}, {others}")
+    return Finding("versions", "ok", f"es-service {identity()}, Python {platform.python_version()}, {others}")
 
 
 def _version(package: str) -> str | None:

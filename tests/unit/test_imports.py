@@ -18,8 +18,8 @@ KERNELS = sorted(path for path in (ROOT / "workers").rglob("*") if path.suffix i
 RAY = {"es_service/head.py", "es_service/launch.py", "workers/actor.py", "workers/pool.py"}
 IMPORTS_WORKERS = {"es_service/launch.py", "es_service/cli.py"}
 OPEN_TO_WORKERS = {
-    "messages", "noise", "votes", "config", "errors", "types", "algorithms", "data", "models", "problem", "plan",
-    "pools", "shared", "metrics", "ternary",
+    "build", "messages", "noise", "votes", "config", "errors", "types", "algorithms", "data", "models", "problem",
+    "plan", "pools", "shared", "metrics", "ternary",
 }  # fmt: skip
 HEAVY = {
     "cupy": "workers/ops/cuda", "torch": "workers", "datasets": "es_service/data", "matplotlib": "es_service/commands",

@@ -1,0 +1,258 @@
+"""The files in cluster/: Ray's own checks and code, and what those do not look at."""
+
+from __future__ import annotations
+
+import os
+import re
+import subprocess
+from pathlib import Path
+
+import pytest
+import yaml
+
+from es_service.config import load
+
+ROOT = Path(__file__).parents[2]
+CLUSTER = ROOT / "cluster"
+LAUNCHED = ["h100.yaml", "gcp-h100.yaml", "on-premises.yaml"]
+CLOUDS = LAUNCHED[:2]
+MANIFESTS = ["raycluster.yaml", "rayjob.yaml"]
+LISTS = ("initialization", "setup", "head_setup", "worker_setup", "head_start_ray", "worker_start_ray")
+
+
+def read(name):
+    return yaml.safe_load((CLUSTER / name).read_text())
+
+
+def manifest(name):
+    """The Ray object of a KubeRay file."""
+    documents = yaml.safe_load_all((CLUSTER / "kuberay" / name).read_text())
+    return next(document for document in documents if document["kind"].startswith("Ray"))
+
+
+def cluster_spec(name):
+    spec = manifest(name)["spec"]
+    return spec.get("rayClusterSpec", spec)
+
+
+def test_every_file_is_here():
+    assert sorted(path.name for path in CLUSTER.glob("*.yaml")) == sorted(LAUNCHED)
+    assert sorted(path.name for path in (CLUSTER / "kuberay").iterdir()) == sorted(MANIFESTS)
+
+
+# ray up
+
+
+@pytest.mark.parametrize("name", LAUNCHED)
+def test_ray_prepares_and_validates_it(name):
+    """What `ray up` does before it touches a provider: schema, node types, counts, defaults."""
+    from ray.autoscaler._private.util import prepare_config, validate_config
+
+    config = prepare_config(read(name))
+    validate_config(config)
+    assert config["max_workers"] >= sum(kind.get("min_workers", 0) for kind in config["available_node_types"].values())
+
+
+@pytest.mark.parametrize("name", LAUNCHED)
+def test_ray_refuses_it_with_a_mistake_in_it(name):
+    from ray.autoscaler._private.util import prepare_config, validate_config
+
+    config = prepare_config(read(name)) | {"idle_timeout": 5}
+    with pytest.raises(Exception, match="idle_timeout"):
+        validate_config(config)
+
+
+@pytest.mark.parametrize("name", LAUNCHED)
+def test_nothing_is_left_to_the_defaults_of_the_provider(name):
+    """The defaults install a nightly Ray, open ports to the world and keep stopped nodes."""
+    config = read(name)
+    assert {f"{kind}_commands" for kind in LISTS} <= config.keys()
+    assert config["file_mounts"]
+    if name in CLOUDS:
+        assert config["provider"]["cache_stopped_nodes"] is False
+    for kind in config.get("available_node_types", {}).values():
+        node = kind["node_config"]
+        assert node.get("ImageId") or node["disks"][0]["initializeParams"]["sourceImage"]
+        assert "0.0.0.0" not in str(config["provider"])
+    if config["provider"]["type"] == "aws":
+        assert config["provider"]["security_group"]["IpPermissions"]
+
+
+def start_commands(config):
+    return [command for kind in LISTS[-2:] for command in config[f"{kind}_commands"] if "ray start" in command]
+
+
+@pytest.mark.parametrize("name", LAUNCHED)
+def test_every_ray_is_started_with_a_token_and_a_head_with_redis(name):
+    config = read(name)
+    head, worker = start_commands(config)
+    for command in (head, worker):
+        assert re.search(r"\bRAY_AUTH_MODE=token\b.*\bray start", command, re.DOTALL)
+    assert any(source == "~/.ray/auth_token" for source in config["file_mounts"].values())
+    assert "RAY_REDIS_ADDRESS=127.0.0.1:6390" in head
+    assert f"RAY_external_storage_namespace={config['cluster_name']}" in head
+    assert any("redis-server --port 6390 --bind 127.0.0.1" in line for line in config["head_start_ray_commands"])
+    assert "--dashboard-host=127.0.0.1" in head
+    assert "--num-cpus=0" in head
+    assert "--metrics-export-port=8090" in head
+    assert "--metrics-export-port=8090" in worker
+
+
+@pytest.mark.parametrize("name", LAUNCHED)
+def test_its_commands_are_shell(name):
+    for kind in LISTS:
+        for command in read(name)[f"{kind}_commands"]:
+            subprocess.run(["bash", "-n", "-c", command], check=True)
+
+
+def test_the_setup_script_is_shell():
+    subprocess.run(["bash", "-n", CLUSTER / "setup.sh"], check=True)
+
+
+@pytest.mark.parametrize("name", LAUNCHED)
+def test_its_mounts_are_what_make_wheel_makes_and_the_script_reads(name):
+    mounts = {source: target for target, source in read(name)["file_mounts"].items()}
+    home = "/home/" + read(name)["auth"]["ssh_user"]
+    assert mounts["./dist"] == f"{home}/es-service/dist"
+    assert mounts["./cluster/setup.sh"] == f"{home}/es-service/setup.sh"
+    assert mounts["~/.ray/auth_token"] == f"{home}/.ray/auth_token"
+    (setup,) = read(name)["setup_commands"]
+    extras = set(re.fullmatch(r"bash ~/es-service/setup\.sh ([a-z0-9,]+)", setup).group(1).split(","))
+    known = re.findall(r"^(\w+) = \[", (ROOT / "pyproject.toml").read_text(), re.MULTILINE)
+    assert extras <= set(known)
+    assert "--wheel-dir dist" in (ROOT / "Makefile").read_text()
+
+
+# What the actors ask for
+
+
+@pytest.mark.parametrize("preset", ["egg-minipile", "egg-minipile-v2"])
+@pytest.mark.parametrize("name", CLOUDS)
+def test_node_types_hold_exactly_the_actors(name, preset):
+    from es_service.launch import _placed
+
+    types = read(name)["available_node_types"]
+    config = load(preset)
+    assert types["head"]["resources"]["CPU"] == config.deployment.head_num_cpus == 0
+    for nodes in (1, 3):
+        placed = _placed(config, [types["head"]["resources"]] + nodes * [types["h100"]["resources"]])
+        assert placed.deployment.workers == nodes * 8
+        need = placed.deployment.worker.resources
+        assert {key: 8 * value for key, value in need.items()} == types["h100"]["resources"]
+
+
+@pytest.mark.parametrize("name", MANIFESTS)
+def test_pods_hold_exactly_the_actors(name):
+    from es_service.launch import _placed
+
+    spec = cluster_spec(name)
+    head, (group,) = spec["headGroupSpec"], spec["workerGroupSpecs"]
+    assert head["rayStartParams"]["num-cpus"] == "0"
+    offered = {"CPU": int(group["rayStartParams"]["num-cpus"]), "GPU": int(group["rayStartParams"]["num-gpus"])}
+    need = _placed(load("egg-minipile"), [offered]).deployment.worker.resources
+    assert {key: 8 * value for key, value in need.items()} == offered
+    limits = group["template"]["spec"]["containers"][0]["resources"]["limits"]
+    assert (int(limits["cpu"]), int(limits["nvidia.com/gpu"])) == (offered["CPU"], offered["GPU"])
+
+
+# KubeRay
+
+
+@pytest.mark.parametrize("name", MANIFESTS)
+def test_rays_autoscaler_reads_it(name):
+    """The code that runs beside the head in Kubernetes: it validates the config that it derives."""
+    from ray.autoscaler._private.kuberay.autoscaling_config import _derive_autoscaling_config_from_ray_cr
+
+    config = _derive_autoscaling_config_from_ray_cr(
+        {"metadata": {"name": "x", "namespace": "default"}, "spec": cluster_spec(name)}
+    )
+    types = config["available_node_types"]
+    assert types["headgroup"]["resources"]["CPU"] == 0
+    assert (types["h100"]["resources"]["CPU"], types["h100"]["resources"]["GPU"]) == (64, 8)
+    assert (types["h100"]["min_workers"], types["h100"]["max_workers"]) == (1, 8)
+    assert config["idle_timeout_minutes"] == 10
+
+
+@pytest.mark.parametrize("name", MANIFESTS)
+def test_pods_have_token_mode_the_pinned_ray_and_no_root(name):
+    import ray
+
+    spec = cluster_spec(name)
+    assert spec["rayVersion"] == ray.__version__
+    assert spec["authOptions"] == {"mode": "token"}
+    for group in (spec["headGroupSpec"], *spec["workerGroupSpecs"]):
+        pod = group["template"]["spec"]
+        assert pod["securityContext"]["runAsNonRoot"] is True
+        for container in pod["containers"]:
+            assert {"name": "RAY_AUTH_MODE", "value": "token"} in container["env"]
+            assert container["resources"]["limits"] == container["resources"]["requests"]
+
+
+def test_the_job_goes_on_where_the_last_cluster_stopped():
+    from es_service.cli import build_parser
+
+    spec = manifest("rayjob.yaml")["spec"]
+    words = spec["entrypoint"].split()
+    arguments = build_parser().parse_args(words[1:])
+    assert arguments.or_resume
+    load(arguments.source, arguments.overrides)
+    assert spec["backoffLimit"] > 0
+    assert float(yaml.safe_load(spec["runtimeEnvYAML"])["env_vars"]["RAY_JOB_STOP_WAIT_TIME_S"]) > 60
+
+
+FIELDS = {
+    "RayCluster": {
+        "rayVersion", "authOptions", "enableInTreeAutoscaling", "autoscalerOptions", "gcsFaultToleranceOptions",
+        "headGroupSpec", "workerGroupSpecs",
+    },
+    "RayJob": {
+        "entrypoint", "runtimeEnvYAML", "backoffLimit", "shutdownAfterJobFinishes", "ttlSecondsAfterFinished",
+        "rayClusterSpec",
+    },
+}  # fmt: skip
+"""Fields of KubeRay 1.7.0 that the manifests use; its CRDs are in no package registry."""
+GROUP_FIELDS = {"groupName", "replicas", "minReplicas", "maxReplicas", "rayStartParams", "template"}
+
+
+@pytest.mark.parametrize("name", MANIFESTS)
+def test_it_uses_known_fields_only(name):
+    assert manifest(name)["apiVersion"] == "ray.io/v1"
+    assert manifest(name)["spec"].keys() <= FIELDS[manifest(name)["kind"]]
+    spec = cluster_spec(name)
+    assert spec.keys() <= FIELDS["RayCluster"]
+    assert spec["headGroupSpec"].keys() == {"rayStartParams", "template"}
+    for group in spec["workerGroupSpecs"]:
+        assert group.keys() == GROUP_FIELDS
+    assert spec["autoscalerOptions"].keys() == {"version", "idleTimeoutSeconds", "upscalingMode"}
+
+
+CRDS = os.environ.get("ES_SERVICE_KUBERAY_CRDS", "")
+
+
+@pytest.mark.skipif(not CRDS, reason="ES_SERVICE_KUBERAY_CRDS names no folder with KubeRay's ray.io_*.yaml")
+@pytest.mark.parametrize("name", MANIFESTS)
+def test_it_fits_the_schema_of_kuberay(name):
+    import jsonschema
+
+    document = manifest(name)
+    crd = yaml.load((Path(CRDS) / f"ray.io_{document['kind'].lower()}s.yaml").read_text(), Loader=yaml.CSafeLoader)
+    version = next(version for version in crd["spec"]["versions"] if version["name"] == "v1")
+    schema = strict(version["schema"]["openAPIV3Schema"])
+    jsonschema.validate(document, schema)
+    document["spec"]["noSuchField"] = 1
+    with pytest.raises(jsonschema.ValidationError, match="noSuchField"):
+        jsonschema.validate(document, schema)
+
+
+def strict(node):
+    """The schema as the API server applies it: unknown fields are refused, int-or-string is either."""
+    if isinstance(node, list):
+        return [strict(item) for item in node]
+    if not isinstance(node, dict):
+        return node
+    node = {key: strict(value) for key, value in node.items()}
+    if node.get("x-kubernetes-int-or-string"):
+        return {"type": ["integer", "string"]}
+    if "properties" in node and node["properties"].get("kind") != {"type": "string"}:
+        node.setdefault("additionalProperties", False)
+    return node
