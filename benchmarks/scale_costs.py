@@ -73,11 +73,6 @@ class Costs:
         """Predicted seconds of one whole update on one H100."""
         return self.update * (pairs * _UPDATE_SECONDS_PER_PAIR)
 
-    def broadcast_seconds(self, size: int, nodes: int) -> float:
-        """Until the last of `nodes` has `size` bytes, when every node that has them serves one other at a time."""
-        hops = max(1, int(nodes).bit_length())
-        return hops * (self.fetch + self.latency + size / self.link)
-
 
 def fsync_seconds(config: RunConfig, directory: Path, turns: int = 5) -> float:
     """Median of real appends of one generation's record on this machine's disk."""

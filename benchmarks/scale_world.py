@@ -9,7 +9,7 @@ from __future__ import annotations
 import heapq
 import random
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -25,7 +25,7 @@ from es_service.coordinator import Coordinator
 from es_service.directory import RunDirectory
 from es_service.journal_writer import JournalWriter
 from es_service.messages import LeaseResult, Order, decode, encode
-from es_service.pools import PoolEvent, Ready, Reply
+from es_service.pools import COPIED_BYTES, PoolEvent, Ready, Reply
 from es_service.problem import plan_of, run_id
 from es_service.telemetry import Telemetry
 from es_service.votes import packed_size
@@ -84,6 +84,15 @@ class Traffic:
     up_free: float = 0.0
 
 
+@dataclass(frozen=True, slots=True)
+class _Broadcast:
+    """Bytes for all workers: `copied` of them go with each message, or every node has them when they are `ready`."""
+
+    data: bytes
+    copied: int
+    ready: float
+
+
 class SimulatedPool:
     """Workers that take exactly as long as `Costs` says. Never fails."""
 
@@ -102,16 +111,35 @@ class SimulatedPool:
         self._landed: list[tuple[float, str, bytes]] = []
         self._outstanding = 0
 
-    def send(self, worker: str, data: bytes) -> None:
+    def broadcast(self, data: bytes) -> _Broadcast:
+        """As `RayPool`: copies, or an object that nodes hand on to each other."""
+        if len(data) * len(self._workers) <= COPIED_BYTES:
+            return _Broadcast(data, len(data), 0.0)
+        self.clock.enter()
+        self.clock.charge(self.costs.ray_call)
+        nodes = -(-len(self._workers) // self.costs.node_workers)
+        hops = nodes.bit_length()
+        self._down(hops * len(data))
+        ready = self.clock.now + hops * (self.costs.fetch + self.costs.latency + len(data) / self.costs.link)
+        self.clock.leave()
+        return _Broadcast(data, 0, ready)
+
+    def send(self, worker: str, data: bytes, parts: Sequence[_Broadcast] = ()) -> None:
         """The bytes go through the head's link; the answer's time is known at once, as a worker does one at a time."""
         self.clock.enter()
         self.clock.charge(self.costs.ray_call / 2)
         self._outstanding += 1
-        traffic = self.traffic
-        traffic.bytes_down += len(data)
-        traffic.down_free = max(traffic.down_free, self.clock.now) + len(data) / self.costs.link
-        self._work(worker, data, traffic.down_free + self.costs.latency)
+        arrival = self._down(len(data) + sum(part.copied for part in parts)) + self.costs.latency
+        whole = b"".join((data, *(part.data for part in parts)))
+        self._work(worker, whole, max([arrival, *(part.ready for part in parts)]))
         self.clock.leave()
+
+    def _down(self, num_bytes: int) -> float:
+        """When these bytes have left the head."""
+        traffic = self.traffic
+        traffic.bytes_down += num_bytes
+        traffic.down_free = max(traffic.down_free, self.clock.now) + num_bytes / self.costs.link
+        return traffic.down_free
 
     def _work(self, name: str, data: bytes, arrival: float) -> None:
         message = decode(data)

@@ -102,7 +102,7 @@ class DeploymentConfig(_Config):
     """Kernels with which the head applies updates to the canonical parameters."""
     lease_pairs: int = Field(0, ge=0, multiple_of=5)
     """Pairs in a lease; 0: two leases for one worker, four for each of several, at most 8,240 pairs each; for workers
-    with a GPU 8,445, one wave of an H100."""
+    with a GPU as few as the same number for each allows, of at most 8,445 pairs: one wave of an H100."""
     lease_timeout_seconds: float = Field(600.0, gt=0)
     """Longest wait for a lease before it is also given to another worker."""
     max_lag: int = Field(2, ge=0, le=64)

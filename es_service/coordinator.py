@@ -7,7 +7,8 @@ import time
 from collections import deque
 from collections.abc import Callable
 from contextlib import suppress
-from dataclasses import replace
+from dataclasses import dataclass, replace
+from typing import Any
 
 from es_service import events, journal
 from es_service.aggregator import Aggregator, Applied, Evaluated
@@ -19,7 +20,18 @@ from es_service.events import Assign, Close, Command, Event, Finish, Notice, Pau
 from es_service.generation import Machine, Policy
 from es_service.journal_writer import JournalWriter
 from es_service.keeper import Keeper
-from es_service.messages import Behind, Commit, LeaseResult, Order, Restore, Share, decode, encode
+from es_service.messages import (
+    Behind,
+    Commit,
+    Lease,
+    LeaseResult,
+    Restore,
+    Share,
+    decode,
+    encode,
+    encode_commit,
+    encode_order,
+)
 from es_service.pools import Gone, Pool, PoolEvent, Ready, Reply
 from es_service.problem import algorithm_of, plan_of, run_id
 from es_service.storage import Uploader
@@ -29,6 +41,15 @@ __all__ = ["Coordinator"]
 
 _POLL_SECONDS = 0.05
 _KEPT_COMMITS = 32
+
+
+@dataclass(frozen=True, slots=True)
+class _Sendable:
+    """A commit of `size` bytes, as the pool wants it."""
+
+    generation: int
+    size: int
+    data: Any
 
 
 class Coordinator:
@@ -61,7 +82,7 @@ class Coordinator:
         self.machine = Machine(lambda _: plan, policy, writer.generation, start.generation, start.digest)
         self.run_id = run_id(config)
         self.telemetry = telemetry
-        self._recent: deque[Commit] = deque(maxlen=_KEPT_COMMITS + deployment.max_lag)
+        self._recent: deque[_Sendable] = deque(maxlen=_KEPT_COMMITS + deployment.max_lag)
         self._replicas: dict[str, int] = {}
         self._sharing: set[str] = set()
         self._stop = threading.Event()
@@ -212,9 +233,7 @@ class Coordinator:
                 case SendRestore(worker):
                     self._restore(worker)
                 case Assign(worker, lease):
-                    self._send(worker, Order(self.run_id, lease, self._commits_for(worker, lease.generation)))
-                    self._replicas[worker] = lease.generation
-                    self.telemetry.assigned(worker, lease)
+                    self._order(worker, lease)
                 case Close(number, results):
                     self._commit(number, results)
                     commands.extend(self.machine.handle(events.Committed(number)))
@@ -225,7 +244,16 @@ class Coordinator:
                 case Finish() as finish:
                     self._finish = finish
 
-    def _commits_for(self, worker: str, generation: int) -> tuple[Commit, ...]:
+    def _order(self, worker: str, lease: Lease) -> None:
+        """Send a lease, after the commits that the replica lacks; those were made ready for all workers at once."""
+        commits = self._commits_for(worker, lease.generation)
+        data = encode_order(self.run_id, lease, len(commits))
+        self.telemetry.sent(len(data) + sum(commit.size for commit in commits))
+        self.pool.send(worker, data, [commit.data for commit in commits])
+        self._replicas[worker] = lease.generation
+        self.telemetry.assigned(worker, lease)
+
+    def _commits_for(self, worker: str, generation: int) -> tuple[_Sendable, ...]:
         """Commits between what the replica has and `generation`; restores it first if they are no longer kept."""
         oldest = self._recent[0].generation if self._recent else generation
         if self._replicas[worker] < (generation if worker in self._sharing else oldest):
@@ -241,7 +269,7 @@ class Coordinator:
             self._send(worker, Restore(*what, canonical.parameters_P.tobytes() if canonical.generation else b""))
         self._replicas[worker] = canonical.generation
 
-    def _send(self, worker: str, message: Order | Restore | Share) -> None:
+    def _send(self, worker: str, message: Restore | Share) -> None:
         data = encode(message)
         self.telemetry.sent(len(data))
         self.pool.send(worker, data)
@@ -260,7 +288,8 @@ class Coordinator:
         )
         self.writer.append(record)
         commit = Commit(number, record.threshold, record.record)
-        self._recent.append(commit)
+        data = encode_commit(commit)
+        self._recent.append(_Sendable(number, len(data), self.pool.broadcast(data)))
         self.aggregator.submit(commit)
         votes_Q = self.algorithm.votes(record.record)
         model_bytes = sum(result.model_bytes for result in results)

@@ -13,7 +13,10 @@ from typing import Any, ClassVar
 
 from es_service.errors import MessageError
 
-__all__ = ["Behind", "Commit", "Lease", "LeaseResult", "Message", "Order", "Restore", "Share", "decode", "encode"]
+__all__ = [
+    "Behind", "Commit", "Lease", "LeaseResult", "Message", "Order", "Restore", "Share", "decode", "encode",
+    "encode_commit", "encode_order",
+]  # fmt: skip
 
 MAX_MESSAGE_BYTES = 1 << 31
 MAX_COMMITS = 256
@@ -110,14 +113,21 @@ def _lease_fields(lease: Lease) -> tuple[int, int, int, int]:
     return lease.generation, lease.first_unit, lease.num_units, lease.attempt
 
 
+def encode_order(run: int, lease: Lease, commits: int) -> bytes:
+    """The beginning of an `Order`, up to its commits."""
+    return b"\1" + struct.pack("<Q", run) + _LEASE.pack(*_lease_fields(lease)) + _BLOB.pack(commits)
+
+
+def encode_commit(commit: Commit) -> bytes:
+    """One commit as it stands in an `Order`: the same bytes for every worker."""
+    return _COMMIT.pack(commit.generation, commit.threshold, len(commit.record)) + commit.record
+
+
 def encode(message: Message) -> bytes:
     """The bytes of a message."""
     match message:
         case Order(run, lease, commits):
-            parts = [b"\1", struct.pack("<Q", run), _LEASE.pack(*_lease_fields(lease)), _BLOB.pack(len(commits))]
-            for commit in commits:
-                parts += [_COMMIT.pack(commit.generation, commit.threshold, len(commit.record)), commit.record]
-            return b"".join(parts)
+            return b"".join([encode_order(run, lease, len(commits)), *map(encode_commit, commits)])
         case Restore(run, generation, digest, parameters):
             return b"\2" + Restore.HEAD.pack(run, generation, digest) + _BLOB.pack(len(parameters)) + parameters
         case Share(run, generation, digest, path):

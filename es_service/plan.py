@@ -22,13 +22,16 @@ class Plan:
 
     @classmethod
     def of(cls, units: int, lease_units: int = 0, workers: int = 0, gpu: bool = False) -> Plan:
-        """With lease_units = 0, so many leases that each of `workers` (0: unknown) gets some; for GPUs one wave each.
+        """With lease_units = 0, so many leases that each of `workers` (0: unknown) gets some.
 
         One worker gets two leases, so that it has work while the head takes in a result; several get four each, so that
-        none waits long for the slowest.
+        none waits long for the slowest. GPUs are alike, and there may be a thousand: as few leases as make no worker's
+        larger than one wave, the same number for each.
         """
         if not lease_units and gpu:
-            lease_units = _GPU_DEFAULT
+            share = -(-units // workers) if workers else units
+            rounds = -(-share // _GPU_DEFAULT)
+            lease_units = -(-share // (5 * rounds)) * 5 if workers else _GPU_DEFAULT
         if not lease_units:
             leases = 2 if workers == 1 else 4 * max(1, workers)
             wanted = min(_LARGEST_DEFAULT, -(-units // leases))

@@ -112,9 +112,12 @@ class Chaos:
         self._numbers = itertools.count()
         self.join()
 
-    def send(self, worker: str, data: bytes) -> None:
+    def broadcast(self, data: bytes) -> bytes:
+        return data
+
+    def send(self, worker: str, data: bytes, parts: Sequence[bytes] = ()) -> None:
         if worker in self.queues:
-            self.queues[worker].append(data)
+            self.queues[worker].append(b"".join((data, *parts)))
 
     def close(self) -> None:
         self.queues.clear()

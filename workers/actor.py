@@ -60,11 +60,11 @@ class WorkerActor:
         data: bytes = ray.get(self._head.corpus_piece.remote(held_out, offset))
         return data
 
-    def handle(self, data: bytes) -> bytes:
-        """Answer one message."""
+    def handle(self, *parts: bytes) -> bytes:
+        """Answer one message, which comes in parts: those that every worker gets are fetched from the nearest node."""
         if self._evaluator is None:
             raise MessageError("this worker has not been started")
-        answer = self._evaluator.handle(data)
+        answer = self._evaluator.handle(b"".join(parts))
         if answer and isinstance(result := decode(answer), LeaseResult):
             self._meters.returned(result)
         return answer

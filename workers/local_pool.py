@@ -32,10 +32,14 @@ class LocalPool:
             Ready(name, f"in this process, {evaluator.ops.name}", shares) for name, evaluator in evaluators.items()
         ]
 
-    def send(self, worker: str, data: bytes) -> None:
+    def broadcast(self, data: bytes) -> bytes:
+        """The bytes themselves."""
+        return data
+
+    def send(self, worker: str, data: bytes, parts: Sequence[bytes] = ()) -> None:
         """Queue one message."""
         if worker in self._queues:
-            self._queues[worker].append(data)
+            self._queues[worker].append(b"".join((data, *parts)))
 
     def poll(self, timeout: float) -> list[PoolEvent]:  # noqa: ARG002 - never waits, as it does the work itself
         """Handle one message of one worker."""

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import ray
 from ray.exceptions import RayActorError, RayError, RayTaskError
 
+from es_service import pools
 from es_service.build import identity
 from es_service.config import RunConfig
 from es_service.errors import BackendError, ServiceError
@@ -53,11 +55,15 @@ class RayPool:
         for _ in range(config.deployment.workers):
             self._spawn()
 
-    def send(self, worker: str, data: bytes) -> None:
+    def broadcast(self, data: bytes) -> Any:
+        """Bytes that are many in all copies become an object: each node fetches it once, from any node that has it."""
+        return ray.put(data) if len(data) * len(self._actors) > pools.COPIED_BYTES else data
+
+    def send(self, worker: str, data: bytes, parts: Sequence[Any] = ()) -> None:
         """Queue one message."""
         actor = self._actors.get(worker)
         if actor is not None:
-            self._calls[actor.handle.remote(data)] = _Call(worker, starting=False)
+            self._calls[actor.handle.remote(data, *parts)] = _Call(worker, starting=False)
 
     def poll(self, timeout: float) -> list[PoolEvent]:
         """Answers, starts and deaths since the last call."""

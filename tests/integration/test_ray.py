@@ -11,6 +11,7 @@ import time
 
 import pytest
 
+from es_service import launch as launch_module
 from es_service.config import load, resolve
 from es_service.directory import RunDirectory
 from es_service.errors import DataError, RunError
@@ -77,6 +78,31 @@ def undisturbed(make_config):
 def test_the_journal_is_the_same_for_any_number_of_workers(make_config, ray_address, undisturbed):
     for workers in (1, 2, 3):
         assert run(make_config(workers=workers), f"workers-{workers}", ray_address) == undisturbed
+
+
+def test_commits_that_go_through_the_object_store(make_config, ray_address, undisturbed, monkeypatch):
+    """As those of a large population do: one object, from which every node takes a copy."""
+    make_ray_pool = launch_module.make_ray_pool
+
+    def make(config, corpus):
+        import ray
+
+        from es_service import pools
+
+        pools.COPIED_BYTES = 0
+        pool = make_ray_pool(config, corpus)
+        broadcast = pool.broadcast
+
+        def watched(data):
+            ref = broadcast(data)
+            assert isinstance(ref, ray.ObjectRef)
+            return ref
+
+        pool.broadcast = watched
+        return pool
+
+    monkeypatch.setattr(launch_module, "make_ray_pool", make)
+    assert run(make_config(workers=3), "objects", ray_address) == undisturbed
 
 
 def test_the_cuda_kernels_on_a_gpu_worker_make_the_reference_journal(ray_address, tmp_path):

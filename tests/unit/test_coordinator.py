@@ -27,9 +27,10 @@ class Watched(LocalPool):
         super().__init__(evaluators)
         self.sent, self.answers, self.closed = [], [], 0
 
-    def send(self, worker, data):
-        self.sent.append((worker, decode(data), len(data)))
-        super().send(worker, data)
+    def send(self, worker, data, parts=()):
+        whole = b"".join((data, *parts))
+        self.sent.append((worker, decode(whole), len(whole)))
+        super().send(worker, data, parts)
 
     def poll(self, timeout):
         events = super().poll(timeout)
@@ -235,7 +236,10 @@ def test_workers_that_share_are_sent_no_parameters_and_no_commits(tiny_config):
     def make(config, corpus):
         pool = LocalPool({"w": Evaluator(config, corpus.train, ReferenceOps())}, shares=True)
         send = pool.send
-        pool.send = lambda worker, data: (sent.append(decode(data)), send(worker, data))[1]
+        pool.send = lambda worker, data, parts=(): (
+            sent.append(decode(b"".join((data, *parts)))),
+            send(worker, data, parts),
+        )[1]
         return pool
 
     train(tiny_config(), make)

@@ -42,3 +42,13 @@ def test_default_leases_are_whole_tiles_of_at_most_8192():
 def test_a_lease_outside_the_plan_is_an_error(index):
     with pytest.raises(IndexError, match=f"lease {index} of 4"):
         Plan.of(20, 5).range(index)
+
+
+@pytest.mark.parametrize(
+    ("units", "workers", "leases", "lease_units"),
+    [(1 << 17, 1024, 1009, 130), (1 << 23, 1024, 1024, 8195), (1 << 23, 1000, 1000, 8390), (1 << 23, 64, 1024, 8195),
+     (1 << 17, 0, 16, 8445), (1 << 17, 1, 16, 8195), (3, 8, 1, 5)],
+)  # fmt: skip
+def test_gpus_get_as_few_leases_as_waves_allow_and_the_same_number_each(units, workers, leases, lease_units):
+    plan = Plan.of(units, workers=workers, gpu=True)
+    assert (len(plan), plan.lease_units) == (leases, lease_units)
