@@ -31,7 +31,7 @@ def made(config, path):
     rows = []
     for generation in range(GENERATIONS):
         votes_Q = rng.integers(-1, 2, algorithm.units).astype(np.int8)
-        threshold, digest = algorithm.threshold(generation), OPS.digest(layout, models[-1])
+        threshold, digest = 2 + generation, OPS.digest(layout, models[-1])
         rows.append(Step(generation, threshold, votes_Q, None, digest))
         models.append(models[-1].copy())
         algorithm.update(OPS, models[-1], generation, threshold, votes.pack(votes_Q))
