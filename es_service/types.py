@@ -232,6 +232,22 @@ class Ops(Protocol):
         """
         ...
 
+    def update(
+        self,
+        layout: Layout,
+        rank: int,
+        address: NoiseAddress,
+        votes_Q: Int8Array,
+        sign_noise: bool,
+        threshold: int,
+        parameters_P: Int8Array,
+    ) -> int:
+        """A generation's step: `accumulate` of units 0 .. Q - 1 from their counters, then `apply`; how many moved.
+
+        `parameters_P` changes in place. A backend that fuses the two keeps no sums.
+        """
+        ...
+
     def digest(self, layout: Layout, parameters_P: Int8Array) -> int:
         """64-bit digest of the parameters (specs/formats.md, Digest)."""
         ...

@@ -25,7 +25,7 @@ from es_service.types import Int8Array, Int32Array, Layout, Noise, NoiseAddress,
 __all__ = ["Eggroll", "EggrollConfig", "threshold"]
 
 _CHUNK_BYTES = 32 << 20
-"""Noise held at once while an update is summed."""
+"""Noise held at once while a part of an update is summed."""
 _PHILOX_BYTES = 16
 """Memory that NumPy needs for a byte of noise."""
 
@@ -95,15 +95,15 @@ class Eggroll(AbstractAlgorithm):
 
     def update(self, ops: Ops, parameters_P: Int8Array, generation: int, threshold: int, record: bytes) -> int:
         """Sum the noise of all pairs by their votes, then move every weight that passes the threshold."""
-        votes_Q = self.votes(record)
-        sums_P = np.zeros(self.layout.size, np.int32)
-        factors, products = self.layout.noise_sizes(self.config.rank)
-        chunk = self.units if ops.lazy_noise else max(1, _CHUNK_BYTES // (factors + 2 * products))
-        for first in range(0, self.units, chunk):
-            part_Q = votes_Q[first : first + chunk]
-            noise = ops.noise(self.layout, self.config.rank, self.address(generation), first, len(part_Q))
-            ops.accumulate(self.layout, noise, part_Q, self.config.sign_noise, sums_P)
-        return ops.apply(parameters_P, sums_P, self._least(generation, threshold))
+        return ops.update(
+            self.layout,
+            self.config.rank,
+            self.address(generation),
+            self.votes(record),
+            self.config.sign_noise,
+            self._least(generation, threshold),
+            parameters_P,
+        )
 
     def update_part(
         self, ops: Ops, part: Part, values_N: Int8Array, generation: int, threshold: int, record: bytes

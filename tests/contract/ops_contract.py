@@ -17,6 +17,7 @@ import workers.ops
 from es_service.errors import BackendError
 from es_service.models import egg
 from es_service.types import EggShape, Noise, NoiseAddress
+from workers.ops import base
 from workers.ops.reference import ReferenceOps
 
 REFERENCE = ReferenceOps()
@@ -223,6 +224,39 @@ class OpsContract:
             return ops.apply(moved, sums, threshold), moved
 
         self.equal(compute(REFERENCE), compute)
+
+    @given(
+        st.sampled_from([(16, 1, 1, 5), (16, 3, 2, 33), (48, 1, 3, 9)]), st.booleans(),
+        st.sampled_from([0, 1, 4_000, 16 << 31, 1 << 61]), U32,
+    )  # fmt: skip
+    @settings(max_examples=15)
+    def test_update_is_accumulate_and_apply_of_all_units(self, sizes, sign_noise, threshold, seed):
+        width, layers, rank, units = sizes
+        layout, address, rng = egg.layout(width, layers), NoiseAddress(seed, 7), np.random.default_rng(seed)
+        parameters = rng.integers(-127, 127, layout.size, np.int8, endpoint=True)
+        votes = rng.integers(-1, 2, units, np.int8) * np.int8(seed % 5 != 0)
+        sums, expected = np.zeros(layout.size, np.int32), parameters.copy()
+        noise = REFERENCE.noise(layout, rank, address, 0, units)
+        REFERENCE.accumulate(layout, noise, votes, sign_noise, sums)
+        count = REFERENCE.apply(expected, sums, threshold)
+
+        def compute(ops):
+            moved = parameters.copy()
+            return ops.update(layout, rank, address, votes, sign_noise, threshold, moved), moved
+
+        self.equal((count, expected), compute)
+
+    def test_update_of_units_in_parts(self, monkeypatch):
+        monkeypatch.setattr(base, "_UPDATE_NOISE_BYTES", 1)
+        layout, address = egg.layout(16, 1), NoiseAddress(4, 4)
+        votes, parameters = np.array([1, -1, 0, 1, 1], np.int8), egg.initial_parameters(egg.layout(16, 1), 1)
+        sums, expected = np.zeros(layout.size, np.int32), parameters.copy()
+        REFERENCE.accumulate(layout, REFERENCE.noise(layout, 2, address, 0, 5), votes, False, sums)
+        REFERENCE.apply(expected, sums, 9_000)
+        for ops in self.variants.values():
+            moved = parameters.copy()
+            ops.update(layout, 2, address, votes, False, 9_000, moved)
+            assert np.array_equal(expected, moved)
 
     @given(st.sampled_from([(16, 1), (16, 3), (48, 1), (80, 2)]), U32)
     @settings(max_examples=12)

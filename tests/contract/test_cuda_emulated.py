@@ -124,7 +124,7 @@ def test_logits_of_one_byte(noisy, ops):
 
 
 @pytest.mark.parametrize("sign_noise", [False, True])
-@pytest.mark.parametrize("shape", [(16, 1, 1, 9), (48, 1, 3, 70), (144, 1, 2, 5)], ids=str)
+@pytest.mark.parametrize("shape", [(16, 1, 1, 9), (48, 1, 3, 70), (144, 1, 2, 5), (16, 1, 1, 200)], ids=str)
 def test_accumulate_adds_to_sums_modulo_2_32(shape, sign_noise, ops):
     case = Case(*shape)
     expected = case.sums_P.copy()
@@ -157,6 +157,49 @@ def test_accumulate_of_extreme_recorded_noise_and_of_abstentions(ops):
     assert np.array_equal(expected, sums)
     ops.accumulate(case.layout, noise, np.zeros(4, np.int8), False, sums)
     assert np.array_equal(expected, sums)
+
+
+@pytest.mark.parametrize("whole_counters", [True, False])
+def test_the_step_in_the_epilogue_takes_what_earlier_launches_left_modulo_2_32(whole_counters, ops, monkeypatch):
+    """Sums near the ends of int32, so that they wrap, and none of them is written by the launch that takes the step."""
+    monkeypatch.setattr(_launch, "in_whole_counters", lambda _: whole_counters)
+    case = Case(144, 1, 2, 9)
+    case.sums_P |= np.int32(0x7FFF0000)
+    sums, expected = case.sums_P.copy(), case.parameters_P.copy()
+    REFERENCE.accumulate(case.layout, case.noise, case.votes_Q, False, sums)
+    assert (np.sign(sums) != np.sign(case.sums_P)).sum() > 1000
+    least = 1 << 30
+    count = REFERENCE.apply(expected, sums, 16 * least)
+    parameters, moved, before = case.parameters_P.copy(), np.zeros(1, np.uint64), case.sums_P.copy()
+    step = _launch.Step(parameters, moved, least)
+    ops._add(case.layout, case.lazy(ops), case.votes_Q, False, before, step)
+    assert np.array_equal(expected, parameters)
+    assert count == int(moved[0])
+    assert np.array_equal(case.sums_P, before)
+
+
+@pytest.mark.parametrize(("limit", "launches"), [("_MAX_DEPTH", 4), ("_NOISE_BYTES", 7)])
+def test_an_update_in_several_launches_equals_one(limit, launches, monkeypatch):
+    device, names = EmulatedDevice(1), []
+    monkeypatch.setattr(f"workers.ops.cuda._ops.{limit}", 4 if limit == "_MAX_DEPTH" else 1)
+    monkeypatch.setattr(_launch, "in_whole_counters", lambda _: limit == "_MAX_DEPTH")
+    monkeypatch.setattr(device, "launch", lambda *a, to=device.launch: (names.append(a[0]), to(*a)))
+    case, ops = Case(16, 1, 2, 7), EmulatedOps(1, device)
+    case.votes_Q[:] = 1, -1, 1, 1, -1, 0, 1
+    expected, parameters = case.parameters_P.copy(), case.parameters_P.copy()
+    arguments = (case.layout, 2, case.address, case.votes_Q, False, 5_000)
+    assert REFERENCE.update(*arguments, expected) == ops.update(*arguments, parameters)
+    assert np.array_equal(expected, parameters)
+    voted = launches - (limit == "_NOISE_BYTES")  # the unit that abstained has no launch of its own
+    assert (names.count("vote_matrix"), names.count("apply_step")) == (voted, 0)
+
+
+def test_an_update_without_votes_still_takes_the_step(ops):
+    case = Case(16, 1, 1, 4)
+    expected, parameters = case.parameters_P.copy(), case.parameters_P.copy()
+    arguments = (case.layout, 1, case.address, np.zeros(4, np.int8), False, 0)
+    assert REFERENCE.update(*arguments, expected) == ops.update(*arguments, parameters) == case.layout.size
+    assert np.array_equal(expected, parameters)
 
 
 @pytest.mark.parametrize("threshold", [0, 1, 16, 17, 1 << 30, 1 << 35, (1 << 35) + 1, (1 << 62) - 1])

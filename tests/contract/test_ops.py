@@ -35,7 +35,17 @@ for _backend in workers.ops.BACKENDS:
 def test_a_backend_overrides_kernels_only(backend):
     ops = type(workers.ops.resolve(backend)[0])
     public = {name for name, _ in inspect.getmembers(AbstractOps, inspect.isfunction) if not name.startswith("_")}
-    assert public == {"noise", "prepare", "member_scores", "scores", "logits", "accumulate", "apply", "digest"}
+    assert public == {
+        "noise",
+        "prepare",
+        "member_scores",
+        "scores",
+        "logits",
+        "accumulate",
+        "apply",
+        "update",
+        "digest",
+    }
     assert not public & vars(ops).keys(), "the checks are in the public methods"
     for name in (f"_{name}" for name in public):
         ours = inspect.signature(getattr(ops, name)).parameters

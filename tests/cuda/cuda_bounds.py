@@ -43,4 +43,5 @@ def _forward_and_update(tile: int, width: int, layers: int, rank: int, pairs: in
     ops.scores(model, rows, 1)
     ops.logits(model, rows[:, 0].copy(), np.zeros((2, layers, width), np.int8))
     ops.apply(parameters_P, sums, 100)
+    ops.update(layout, rank, address, votes, True, 1, parameters_P)
     ops.digest(layout, parameters_P)

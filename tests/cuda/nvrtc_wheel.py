@@ -1,17 +1,22 @@
-"""NVRTC of its wheel through ctypes, without a driver; and what a cubin says of its kernels."""
+"""NVRTC of its wheel through ctypes, without a driver; and what a cubin says of its kernels.
+
+Prints what docs/gpu-kernels.md quotes: `python tests/cuda/nvrtc_wheel.py sm_90`.
+"""
 
 import ctypes
 import struct
+import sys
 from collections import Counter
 from dataclasses import dataclass, field
 from functools import cache
 from importlib.util import find_spec
 from pathlib import Path
 
-from workers.ops.cuda._compile import OPTIONS
+from workers.ops.cuda._compile import OPTIONS, joined_source
 
 # Low 12 bits of an instruction, sm_80 to sm_100; checked against nvdisasm 13.
 OPCODES = {0x237: "IMMA", 0x83B: "LDSM", 0x387: "STL", 0x983: "LDL", 0x3C4: "REDUX"}
+BRANCH = 0x947
 
 _SVAL, _REGISTERS, _FRAME, _PARAMETER = 0x04, 0x2F, 0x11, 0x17
 
@@ -26,6 +31,8 @@ class Kernel:
     parameter_bytes: dict[int, int] = field(default_factory=dict)
     instructions: int = 0
     opcodes: Counter = field(default_factory=Counter)
+    loops: list[Counter] = field(default_factory=list)
+    """Opcodes of the instructions from the target of each backward branch to the branch."""
 
 
 def library() -> Path | None:
@@ -103,15 +110,44 @@ def kernels(cubin: bytes) -> dict[str, Kernel]:
     return found
 
 
+def _distance(word: int, old: bool) -> int:
+    """Bytes that a branch goes from the next instruction; from sm_90 on its low bits are in the third byte."""
+    high: int = struct.unpack("<i", struct.pack("<I", word >> 32))[0]
+    return high if old else (high >> 2 << 8 | word >> 16 & 0xFF) * 4
+
+
 def _fill(kernel: Kernel, name: str, sections: dict[str, tuple[int, bytes]]) -> None:
     code = sections[f".text.{name}"][1]
     kernel.instructions = len(code) // 16
-    for place in range(0, len(code), 16):
-        (word,) = struct.unpack_from("<Q", code, place)
-        kernel.opcodes[OPCODES.get(word & 0xFFF, "other")] += 1
+    words = [struct.unpack_from("<Q", code, place)[0] for place in range(0, len(code), 16)]
+    names = [OPCODES.get(word & 0xFFF, "other") for word in words]
+    kernel.opcodes = Counter(names)
+    branches = [place for place, word in enumerate(words) if word & 0xFFF == BRANCH]
+    old = not words[branches[-1]] >> 16 & 0xFF  # the last branch, behind the code, is to itself: by -16 bytes
+    for place in branches:
+        begin = place + 1 + _distance(words[place], old) // 16
+        if 0 <= begin < place:
+            kernel.loops.append(Counter(names[begin : place + 1]))
     shared = sections.get(f".nv.shared.{name}")
     kernel.static_shared_bytes = len(shared[1]) if shared else 0
     for attribute, payload in _info(sections[f".nv.info.{name}"][1]):
         if attribute == _PARAMETER:
             _, ordinal, _, flags = struct.unpack("<IHHI", payload)
             kernel.parameter_bytes[ordinal] = flags >> 18
+
+
+def _known(opcodes: Counter) -> str:
+    return ", ".join(
+        [f"{opcodes.total()} instructions", *(f"{opcodes[op]} {op}" for op in OPCODES.values() if opcodes[op])]
+    )
+
+
+def main(architecture: str) -> None:
+    for name, kernel in kernels(compile_cubin(joined_source(), architecture)).items():
+        print(f"{name}: {kernel.registers} registers, stack {kernel.stack_bytes}, {_known(kernel.opcodes)}")
+        for loop in kernel.loops:
+            print(f"    a loop: {_known(loop)}")
+
+
+if __name__ == "__main__":
+    main(*sys.argv[1:])

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from es_service.errors import BackendError
-from es_service.types import EggShape
+from es_service.types import EggShape, NoiseAddress
 from workers import golden
 from workers.ops.cuda import CudaOps, _compile, _cupy, _launch
 from workers.ops.cuda.emulated import EmulatedDevice
@@ -27,10 +27,14 @@ def test_every_launch_of_the_golden_vectors_passes_through_cupy(path, cuda):
     assert golden.compare(golden.read(path), cuda) is None
 
 
-def test_launches_of_the_digest_and_of_a_null_state(cuda):
+def test_launches_of_the_digest_of_the_update_and_of_a_null_state(cuda):
     case = golden.read(GOLDEN_FILES[-1])
     reference = ReferenceOps()
     assert reference.digest(case.layout, case.parameters_P) == cuda.digest(case.layout, case.parameters_P)
+    votes_Q, expected, updated = np.array([1, 0, -1], np.int8), case.parameters_P.copy(), case.parameters_P.copy()
+    for ops, parameters_P in ((reference, expected), (cuda, updated)):
+        ops.update(case.layout, 1, NoiseAddress(3, 4), votes_Q, False, 7_000, parameters_P)
+    assert np.array_equal(expected, updated)
     rows = np.ascontiguousarray(case.arrays["tokens"], np.uint8)
     expected = reference.scores(reference.prepare(case.shape, case.parameters_P), rows, 1)
     assert np.array_equal(expected, cuda.scores(cuda.prepare(case.shape, case.parameters_P), rows, 1))

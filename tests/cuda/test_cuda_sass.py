@@ -1,5 +1,7 @@
 """NVRTC compiles every kernel for each architecture: budgets of registers and code, no stack, tensor cores in use."""
 
+from collections import Counter
+
 import nvrtc_wheel
 import pytest
 
@@ -49,6 +51,13 @@ def test_registers_within_budget(compiled):
 def test_products_run_on_the_tensor_cores_and_nothing_else_claims_to(compiled):
     assert {name: kernel.opcodes["IMMA"] for name, kernel in compiled.items() if kernel.opcodes["IMMA"]} == TENSOR
     assert all(compiled[name].opcodes["LDSM"] == count // 4 for name, count in TENSOR.items())
+
+
+def test_half_of_the_loop_of_a_product_is_tensor_instructions(compiled):
+    """The budget of docs/gpu-kernels.md rests on this."""
+    product = min((loop for loop in compiled["egg_forward_128"].loops if loop["IMMA"]), key=Counter.total)
+    assert (product["IMMA"], product["LDSM"]) == (32, 8)
+    assert product.total() <= 64
 
 
 def test_code_stays_in_the_instruction_cache(compiled):

@@ -27,6 +27,8 @@ from es_service.types import (
 
 WIDTH_MULTIPLE = 16
 MAX_WIDTH = 1024
+_UPDATE_NOISE_BYTES = 32 << 20
+"""Noise held at once while an update is summed."""
 
 
 class AbstractOps(ABC):
@@ -100,19 +102,34 @@ class AbstractOps(ABC):
         factors, products = layout.noise_sizes(noise.rank)
         check("factors", noise.factors_QF, np.int8, (pairs, factors))
         check("products", noise.products_QV, np.int16, (pairs, products))
-        check("votes", votes_Q, np.int8, (pairs,))
+        _check_votes(votes_Q, pairs)
         check("sums", sums_P, np.int32, (layout.size,))
-        if votes_Q.min() < -1 or votes_Q.max() > 1:
-            raise BackendError("votes must be -1, 0 or +1")
         self._accumulate(layout, noise, votes_Q, sign_noise, sums_P)
 
     def apply(self, parameters_P: Int8Array, sums_P: Int32Array, threshold: int) -> int:
         """See `es_service.types.Ops.apply`."""
         check("parameters", parameters_P, np.int8, sums_P.shape)
         check("sums", sums_P, np.int32, sums_P.shape)
-        if not 0 <= threshold < 1 << 62:
-            raise BackendError(f"threshold {threshold} is outside 0 .. 2^62")
+        _check_threshold(threshold)
         return self._apply(parameters_P, sums_P, threshold)
+
+    def update(
+        self,
+        layout: Layout,
+        rank: int,
+        address: NoiseAddress,
+        votes_Q: Int8Array,
+        sign_noise: bool,
+        threshold: int,
+        parameters_P: Int8Array,
+    ) -> int:
+        """See `es_service.types.Ops.update`."""
+        if rank < 1 or not 0 < len(votes_Q) <= MAX_UNITS:
+            raise BackendError(f"noise of rank {rank} for {len(votes_Q)} units cannot be addressed")
+        _check_votes(votes_Q, len(votes_Q))
+        check("parameters", parameters_P, np.int8, (layout.size,))
+        _check_threshold(threshold)
+        return self._update(layout, rank, address, votes_Q, sign_noise, threshold, parameters_P)
 
     def digest(self, layout: Layout, parameters_P: Int8Array) -> int:
         """See `es_service.types.Ops.digest`."""
@@ -158,6 +175,26 @@ class AbstractOps(ABC):
     @abstractmethod
     def _apply(self, parameters_P: Int8Array, sums_P: Int32Array, threshold: int) -> int: ...
 
+    def _update(
+        self,
+        layout: Layout,
+        rank: int,
+        address: NoiseAddress,
+        votes_Q: Int8Array,
+        sign_noise: bool,
+        threshold: int,
+        parameters_P: Int8Array,
+    ) -> int:
+        """Sums of all units, in parts that bound the noise held at once, then the step; a backend may fuse them."""
+        sums_P = np.zeros(layout.size, np.int32)
+        factors, products = layout.noise_sizes(rank)
+        at_once = max(1, _UPDATE_NOISE_BYTES // (factors + 2 * products))
+        for first in range(0, len(votes_Q), at_once):
+            part_Q = votes_Q[first : first + at_once]
+            noise = self._noise(layout, rank, address, first, len(part_Q))
+            self._accumulate(layout, noise, part_Q, sign_noise, sums_P)
+        return self._apply(parameters_P, sums_P, threshold)
+
     @abstractmethod
     def _digest(self, layout: Layout, parameters_P: Int8Array) -> int: ...
 
@@ -169,6 +206,17 @@ def check(name: str, array: npt.NDArray[Any], dtype: npt.DTypeLike, shape: tuple
             f"{name}: need contiguous {np.dtype(dtype)} {shape}, got {array.dtype} {array.shape}"
             + ("" if array.flags.c_contiguous else ", not contiguous")
         )
+
+
+def _check_votes(votes_Q: Int8Array, units: int) -> None:
+    check("votes", votes_Q, np.int8, (units,))
+    if votes_Q.min() < -1 or votes_Q.max() > 1:
+        raise BackendError("votes must be -1, 0 or +1")
+
+
+def _check_threshold(threshold: int) -> None:
+    if not 0 <= threshold < 1 << 62:
+        raise BackendError(f"threshold {threshold} is outside 0 .. 2^62")
 
 
 def _check_rows(rows_SW: UInt8Array, burn_in: int) -> None:

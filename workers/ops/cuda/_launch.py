@@ -20,6 +20,7 @@ __all__ = [
     "CounterRange",
     "DeviceEgg",
     "Forward",
+    "Step",
     "Votes",
     "accumulate",
     "address_key",
@@ -32,6 +33,7 @@ __all__ = [
     "in_whole_counters",
     "prepare",
     "shared_bytes",
+    "step_to",
     "vectors",
 ]
 
@@ -96,6 +98,15 @@ class Votes:
     sign_noise: bool
     factors: Any = None
     products: Any = None
+
+
+@dataclass(frozen=True)
+class Step:
+    """The end of a generation: weights with |Z| >= `least` move by one, and `moved`, (1,) uint64, counts them."""
+
+    parameters: Any
+    moved: Any
+    least: int
 
 
 def blocks(work: int, threads: int, limit: int = _FULL_GRID) -> int:
@@ -253,7 +264,7 @@ def forward(device: AbstractDevice, call: Forward, tile: int | None = None) -> N
 
 # ---- update ------------------------------------------------------------------------------------------------------
 
-_TILE_EDGE, _VOTE_SHARED = 128, 256 + 2 * 128 * 80
+_TILE_EDGE, _MATRIX_SHARED, _VECTOR_SHARED = 128, 256 + 2 * 128 * 80, 256 + 4 * 4 * 16
 
 
 def _vote_tiles(layout: Layout, rank: int) -> Iterator[tuple[int, ...]]:
@@ -278,29 +289,33 @@ def in_whole_counters(layout: Layout) -> bool:
     return all(size % 16 == 0 for t in layout.tensors if t.kind == "matrix" for size in t.shape)
 
 
-def accumulate(device: AbstractDevice, table: Any, votes: Votes, sums: Any) -> None:
-    """Add to sums the Z of the units that voted."""
+def accumulate(device: AbstractDevice, table: Any, votes: Votes, sums: Any, step: Step | None) -> None:
+    """Add the Z of the units that voted to `sums`; or, with a step, take it on Z + sums (None: 0) and write no sums."""
     active, shared_tail = len(votes.units), (int(votes.sign_noise), *address_key(votes.address), votes.first_unit)
     factors, products = votes.layout.noise_sizes(votes.rank)
+    source = (votes.units, votes.votes)
+    target = (sums, step.parameters, step.moved, step.least) if step else (sums, None, None, 0)
     tiles = list(_vote_tiles(votes.layout, votes.rank))
     if tiles:
-        pointers = (device.upload(np.array(tiles, np.int64)), table, votes.factors, votes.units, votes.votes, sums)
+        pointers = (device.upload(np.array(tiles, np.int64)), table, votes.factors, *source, *target)
         numbers = (active, votes.rank, *shared_tail, factors)
-        device.launch("vote_matrix", (len(tiles), 1), _VOTE_SHARED, *pointers, *numbers)
+        device.launch("vote_matrix", (len(tiles), 1), _MATRIX_SHARED, *pointers, *numbers)
     pieces = list(_vote_blocks(votes.layout, votes.rank))
     if pieces:
-        pointers = (device.upload(np.array(pieces, np.int64)), table, votes.products, votes.units, votes.votes, sums)
-        device.launch("vote_vector", (len(pieces), 1), 256, *pointers, active, *shared_tail, products)
+        pointers = (device.upload(np.array(pieces, np.int64)), table, votes.products, *source, *target)
+        device.launch("vote_vector", (len(pieces), 1), _VECTOR_SHARED, *pointers, active, *shared_tail, products)
 
 
-def apply(device: AbstractDevice, parameters: Any, sums: Any, threshold: int) -> Any:
-    """Move the weights whose 16 |Z| reaches the threshold; (1,) uint64 on the device, how many."""
-    moved = device.zeros((1,), np.uint64)
-    least = -(-threshold // 16)
-    if least <= 1 << 31:  # the largest |Z|; beyond it nothing moves
-        size = len(parameters)
-        device.launch("apply_step", (blocks(size, 256, 1 << 12), 1), 0, parameters, sums, moved, size, least)
-    return moved
+def step_to(device: AbstractDevice, parameters: Any, threshold: int) -> Step:
+    """The step for 16 |Z| >= threshold; beyond the largest |Z|, 2^31, nothing moves."""
+    return Step(parameters, device.zeros((1,), np.uint64), min(-(-threshold // 16), (1 << 32) - 1))
+
+
+def apply(device: AbstractDevice, step: Step, sums: Any) -> None:
+    """Take the step on these sums."""
+    size = len(step.parameters)
+    grid = (blocks(size, 256, 1 << 12), 1)
+    device.launch("apply_step", grid, 0, step.parameters, sums, step.moved, size, step.least)
 
 
 def digest(device: AbstractDevice, layout: Layout, parameters: Any) -> Any:

@@ -26,6 +26,8 @@ __all__ = ["AbstractDeviceOps"]
 
 _NOISE_BYTES = 1 << 30
 """Noise and vectors of members held on the device at once."""
+_MAX_DEPTH = (1 << 31) - 64
+"""Units times rank of one launch of the update: its loops count in 32 bits, 64 at a time."""
 
 
 class AbstractDeviceOps(AbstractOps):
@@ -145,28 +147,61 @@ class AbstractDeviceOps(AbstractOps):
         self._add(layout, noise, votes_Q, sign_noise, sums)
         sums_P[:] = self.device.download(sums)
 
-    def _add(self, layout: Layout, noise: Noise, votes_Q: Int8Array, sign_noise: bool, sums: Any) -> None:
-        active_K = np.flatnonzero(votes_Q).astype(np.int32)
-        if not len(active_K):
-            return
-        counters = counters_of(noise)
-        address, first, factors, products = NoiseAddress(0, 0), 0, None, None
-        if counters is not None and _launch.in_whole_counters(layout):
-            address, first = counters.address, counters.first
-        else:
-            factors, products = self._part_on_device(noise, 0, len(votes_Q))
-        units, votes = self.device.upload(active_K), self.device.upload(votes_Q[active_K])
-        source = (factors, products)
-        call = Votes(layout, noise.rank, address, first, units, votes, sign_noise, *source)
-        _launch.accumulate(self.device, self.table, call, sums)
+    def _add(
+        self,
+        layout: Layout,
+        noise: Noise,
+        votes_Q: Int8Array,
+        sign_noise: bool,
+        sums: Any,
+        step: _launch.Step | None = None,
+    ) -> None:
+        """Z of all units to `sums` or into the step: one launch, or as many as memory and 32-bit depths ask for."""
+        counters = counters_of(noise) if _launch.in_whole_counters(layout) else None
+        unit_bytes: int = 0 if counters else noise.factors_QF.shape[1] + 2 * noise.products_QV.shape[1]
+        at_once = max(1, min(_MAX_DEPTH // noise.rank, _NOISE_BYTES // max(1, unit_bytes)))
+        if sums is None and len(votes_Q) > at_once:
+            sums = self.device.zeros((layout.size,), np.int32)
+        for first in range(0, len(votes_Q), at_once):
+            part_Q = votes_Q[first : first + at_once]
+            active_K = np.flatnonzero(part_Q).astype(np.int32)
+            last_step = step if first + at_once >= len(votes_Q) else None
+            if not len(active_K) and not last_step:
+                continue
+            address, first_unit, source = NoiseAddress(0, 0), 0, (None, None)
+            if counters:
+                address, first_unit = counters.address, counters.first + first
+            else:
+                source = self._part_on_device(noise, first, len(part_Q))
+            units, votes = self.device.upload(active_K), self.device.upload(part_Q[active_K])
+            call = Votes(layout, noise.rank, address, first_unit, units, votes, sign_noise, *source)
+            _launch.accumulate(self.device, self.table, call, sums, last_step)
 
     def _apply(self, parameters_P: Int8Array, sums_P: Int32Array, threshold: int) -> int:
         if not len(parameters_P):
             return 0
-        parameters = self.device.upload(parameters_P)
-        moved = _launch.apply(self.device, parameters, self.device.upload(sums_P), threshold)
-        parameters_P[:] = self.device.download(parameters)
-        return int(self.device.download(moved)[0])
+        step = _launch.step_to(self.device, self.device.upload(parameters_P), threshold)
+        _launch.apply(self.device, step, self.device.upload(sums_P))
+        return self._taken(step, parameters_P)
+
+    def _update(
+        self,
+        layout: Layout,
+        rank: int,
+        address: NoiseAddress,
+        votes_Q: Int8Array,
+        sign_noise: bool,
+        threshold: int,
+        parameters_P: Int8Array,
+    ) -> int:
+        step = _launch.step_to(self.device, self.device.upload(parameters_P), threshold)
+        noise = self._noise(layout, rank, address, 0, len(votes_Q))
+        self._add(layout, noise, votes_Q, sign_noise, None, step)
+        return self._taken(step, parameters_P)
+
+    def _taken(self, step: _launch.Step, parameters_P: Int8Array) -> int:
+        parameters_P[:] = self.device.download(step.parameters)
+        return int(self.device.download(step.moved)[0])
 
     def _digest(self, layout: Layout, parameters_P: Int8Array) -> int:
         total = _launch.digest(self.device, layout, self.device.upload(parameters_P))

@@ -53,6 +53,11 @@ void touch(const void* line);
 
 inline int low_bits(unsigned word, int j) { return (signed char)(word >> 8 * j); }
 
+inline int dot4(unsigned a, unsigned b, int sum) {
+    for (int j = 0; j < 4; ++j) sum += low_bits(a, j) * low_bits(b, j);
+    return sum;
+}
+
 struct MmaIn {
     int c[4];
     unsigned a[4], b[2];
@@ -119,10 +124,6 @@ inline int __clz(int value) { return value ? __builtin_clz(unsigned(value)) : 32
 inline int __popc(unsigned value) { return __builtin_popcount(value); }
 inline int __mulhi(int a, int b) { return int((long long)a * b >> 32); }
 inline unsigned __umulhi(unsigned a, unsigned b) { return unsigned((unsigned long long)a * b >> 32); }
-inline int __dp4a(int a, int b, int sum) {
-    for (int j = 0; j < 4; ++j) sum += shim::low_bits(unsigned(a), j) * shim::low_bits(unsigned(b), j);
-    return sum;
-}
 inline int max(int a, int b) { return a > b ? a : b; }
 inline int min(int a, int b) { return a < b ? a : b; }
 template <class T>

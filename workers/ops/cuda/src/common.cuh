@@ -15,13 +15,21 @@ typedef unsigned long long u64;
 #define ES_KERNEL extern "C" __global__ void
 #define FULL_WARP 0xFFFFFFFFu
 #ifdef __CUDA_ARCH__
-#define ES_SHARED(name) extern __shared__ __align__(16) u8 name[]
+#define ES_SHARED(name) u8* const name = shared_memory()
 #define ES_CALLER
 #define ES_PASS_CALLER
 #else  // warp-wide functions know who called them: the shim compares that between lanes
 #define ES_SHARED(name) u8* const name = shim::shared()
 #define ES_CALLER , SHIM_SITE
 #define ES_PASS_CALLER , file, line
+#endif
+
+#ifdef __CUDA_ARCH__
+// Declared in one place: kernels have C linkage and templates do not, which NVRTC would warn of.
+ES_DEVICE u8* shared_memory() {
+    extern __shared__ __align__(16) u8 memory[];
+    return memory;
+}
 #endif
 
 // ---- tensor cores and packed bytes ---------------------------------------------------------------------------
@@ -118,6 +126,17 @@ ES_DEVICE void check_shared(i64 used) {
 
 // Sum over the warp modulo 2^32, in every lane.
 ES_DEVICE i32 warp_sum(i32 value ES_CALLER) { return __reduce_add_sync(FULL_WARP, value ES_PASS_CALLER); }
+
+// sum + the products of four pairs of int8. NVRTC 12.1 knows __dp4a only with headers.
+ES_DEVICE i32 dot4(u32 a, u32 b, i32 sum) {
+#ifdef __CUDA_ARCH__
+    i32 result;
+    asm("dp4a.s32.s32 %0, %1, %2, %3;" : "=r"(result) : "r"(a), "r"(b), "r"(sum));
+    return result;
+#else
+    return shim::dot4(a, b, sum);
+#endif
+}
 
 // Byte j as a signed number; j is a constant once loops are unrolled. Shifts and casts would make three instructions.
 ES_DEVICE i32 byte_of(u32 word, int j) {

@@ -209,7 +209,7 @@ struct Tile {
 #pragma unroll 1
             for (i32 at = 8 * lane(); at < width; at += 256) {
                 const uint2 eight = *(const uint2*)(from + at);
-                sum = __dp4a((i32)absolute(eight.x), 0x01010101, __dp4a((i32)absolute(eight.y), 0x01010101, sum));
+                sum = dot4(absolute(eight.x), 0x01010101, dot4(absolute(eight.y), 0x01010101, sum));
             }
             const i32 mean = max(1, (i32)__umulhi((u32)warp_sum(sum), f.inverse_width)),
                       reciprocal = here.reciprocals[mean];
@@ -256,7 +256,7 @@ struct Tile {
     }
 
     ES_DEVICE static i32 dot8(uint2 a, uint2 b, i32 sum) {
-        return __dp4a((i32)a.x, (i32)b.x, __dp4a((i32)a.y, (i32)b.y, sum));
+        return dot4(a.x, b.x, dot4(a.y, b.y, sum));
     }
 
     // ---- products: a warp takes 16 MT members and every WN-th group of 32 outputs -----------------------------
@@ -272,19 +272,16 @@ struct Tile {
             i32 acc[MT][4][4] = {};
             const uint4* weights = (const uint4*)f.packed + (64 * (i64)(p.matrix.packed + group * steps) + lane());
             const i8* from = p.operand + (row0 + (lane() & 15)) * p.operand_stride + (lane() >> 4) * 16;
-            uint4 next0 = __ldg(weights), next1 = __ldg(weights + 32);
-#pragma unroll 2
-            for (i32 step = steps; step > 0; --step, from += 32) {
-                const uint4 b0 = next0, b1 = next1;
-                if (step > 1) weights += 64, next0 = __ldg(weights), next1 = __ldg(weights + 32);
-#pragma unroll
-                for (int i = 0; i < MT; ++i) {
-                    u32 a[4];
-                    load_matrix(a, from + 16 * i * p.operand_stride);
-                    mma_s8(acc[i][0], a, b0.x, b0.y), mma_s8(acc[i][1], a, b0.z, b0.w);
-                    mma_s8(acc[i][2], a, b1.x, b1.y), mma_s8(acc[i][3], a, b1.z, b1.w);
-                }
+            uint4 even0 = __ldg(weights), even1 = __ldg(weights + 32);
+            i32 left = steps;  // two at a time: the weights of one step are on their way while the other multiplies
+#pragma unroll 1
+            for (; left > 1; left -= 2, weights += 128, from += 64) {
+                const uint4 odd0 = __ldg(weights + 64), odd1 = __ldg(weights + 96);
+                multiply(acc, from, p.operand_stride, even0, even1);
+                if (left > 2) even0 = __ldg(weights + 128), even1 = __ldg(weights + 160);
+                multiply(acc, from + 32, p.operand_stride, odd0, odd1);
             }
+            if (left) multiply(acc, from, p.operand_stride, even0, even1);
             i32 row = row0 + (lane() >> 2);
             const i32 out = 32 * group + 8 * (lane() & 3);
             opaque(row);
@@ -295,11 +292,28 @@ struct Tile {
         }
     }
 
+    // acc += 16 MT members x 32 inputs from shared memory times 32 inputs x 32 outputs.
+    ES_DEVICE static void multiply(i32 (&acc)[MT][4][4], const i8* from, i32 stride, uint4 b0, uint4 b1) {
+#pragma unroll
+        for (int i = 0; i < MT; ++i) {
+            u32 a[4];
+            load_matrix(a, from + 16 * i * stride);
+            mma_s8(acc[i][0], a, b0.x, b0.y), mma_s8(acc[i][1], a, b0.z, b0.w);
+            mma_s8(acc[i][2], a, b1.x, b1.y), mma_s8(acc[i][3], a, b1.z, b1.w);
+        }
+    }
+
     // result = c((acc + ((sum_r (x . B_r) (sign A_r)) >> S)) div (16 isqrt(in))), rows row, row + 8, ..
+    // With rank 1 the factors of MT rows are asked for at once: two waits for L2 instead of one a row.
     ES_DEVICE void finish(const Product& p, i32 (&acc)[MT][4][4], i32 row0, i32 out, const Divisor& by) {
+        const i32 rank = f.shape.rank;
+        uint2 one[MT];
 #pragma unroll
         for (int i = 0; i < 2 * MT; ++i) {
             const i32 row = row0 + 8 * i;
+            if (rank == 1 && i % MT == 0)
+#pragma unroll
+                for (int k = 0; k < MT; ++k) one[k] = factor8(p, row + 8 * k, out, 0);
             i32 v[8];
             u32 sum[8];  // unsigned: modulo 2^32
 #pragma unroll
@@ -307,20 +321,22 @@ struct Tile {
                 v[j] = acc[i / 2][j / 2][i % 2 * 2 + j % 2];
                 sum[j] = (u32)v[j] * by.scale;
             }
-            add_noise(p, row, out, sum);
+            if (rank == 1) add_factor(p.dots[row], one[i % MT], sum);
+            else
+#pragma unroll 1
+                for (i32 r = 0; r < rank; ++r) add_factor(p.dots[row * rank + r], factor8(p, row, out, r), sum);
             *(uint2*)(p.result + row * p.result_stride + out) = by.divide(v, sum, f.noise_shift);
         }
     }
 
-    // sum += sum_r (x . B_r) (sign A_r).
-    ES_DEVICE void add_noise(const Product& p, i32 row, i32 out, u32 (&sum)[8]) const {
-#pragma unroll 1
-        for (i32 r = 0; r < f.shape.rank; ++r) {
-            const uint2 a = load_noise8(factors(row, p.matrix.factors + r * p.matrix.out + out));
-            const u32 factor = (u32)p.dots[row * f.shape.rank + r];
+    ES_DEVICE uint2 factor8(const Product& p, i32 row, i32 out, i32 r) const {
+        return load_noise8(factors(row, p.matrix.factors + r * p.matrix.out + out));
+    }
+
+    // sum += (x . B_r) (sign A_r).
+    ES_DEVICE static void add_factor(i32 dot, uint2 a, u32 (&sum)[8]) {
 #pragma unroll
-            for (int j = 0; j < 8; ++j) sum[j] += factor * (u32)byte_of(a, j);
-        }
+        for (int j = 0; j < 8; ++j) sum[j] += (u32)dot * (u32)byte_of(a, j);
     }
 
     // The elementwise arithmetic behind a product, on the results that this lane has just stored.

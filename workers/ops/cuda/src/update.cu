@@ -1,5 +1,8 @@
 // Votes to weights (specs/egg.md, Votes and update): vote_matrix, vote_vector, apply_step; and the digest.
 //
+// The launches over the last units of a generation end in the step itself: threshold and +-1 happen on the sums in
+// registers, which never reach memory. Launches before them, and partial sums for others, add to sums in memory.
+//
 // Z = sum over units of vote A B^T is an int8 product whose depth runs over (unit, r). Its operands are rebuilt from
 // counters on the fly: 16 counters for every 128 x 128 x 1 slice, so the integer units bound it and not memory (see
 // docs/gpu-kernels.md); abstentions never reach it. Recorded noise takes the same path from arrays.
@@ -19,7 +22,7 @@ struct VoteTile {
     i64 out, in, sums, first, second, index, row, column;
 };
 
-enum { kTileEdge = 128, kTileDepth = 64, kTileStride = kTileDepth + 16 };
+enum { kTileEdge = 128, kTileDepth = 64, kTileStride = kTileDepth + 16, kStageStride = kTileEdge + 8 };
 
 ES_DEVICE u32 signs4(u32 word) {
     u32 result = 0;
@@ -98,30 +101,67 @@ ES_DEVICE void multiply_stage(i32 (&acc)[4][4][4], const i8* rows, const i8* col
     }
 }
 
-ES_DEVICE void add_sums(const i32 (&acc)[4][4][4], const VoteTile& t, i32* sums) {
-    const int lane = threadIdx.x & 31, warp = threadIdx.x >> 5;
-#pragma unroll
-    for (int i = 0; i < 4; ++i)
-        for (int j = 0; j < 4; ++j)
-            for (int k = 0; k < 4; ++k) {
-                const i64 row = t.row + warp / 4 * 64 + 16 * i + (lane >> 2) + k / 2 * 8;
-                const i64 column = t.column + warp % 4 * 32 + 8 * j + 2 * (lane & 3) + k % 2;
-                if (row < t.out && column < t.in) {
-                    i32* to = sums + t.sums + row * t.in + column;
-                    *to = (i32)((u32)*to + (u32)acc[i][j][k]);
-                }
-            }
+// Where sums go: to memory, or with parameters through the threshold to the weights.
+struct Target {
+    i32* sums;       // (P,), +=; with parameters read only, and null where no units came before
+    i8* parameters;  // (P,), +=, or null
+    u64* moved;      // (1,), +=
+    u32 least;
+};
+
+// Moves a weight with |z| >= least by one, up if z > 0, else down, saturating; whether it passed.
+ES_DEVICE i32 step_weight(i8* weight, i32 z, u32 least) {
+    const u32 absolute = z < 0 ? 0u - (u32)z : (u32)z;  // 2^31 stays itself, which is right as an unsigned number
+    if (absolute < least) return 0;
+    *weight = (i8)max(-127, min(127, *weight + (z > 0 ? 1 : -1)));
+    return 1;
 }
 
-// One block a tile: sums += Z of the active units. votes: +1 or -1 of each.
+ES_DEVICE i32 settle(const Target& t, i64 at, i32 z) {
+    if (t.sums) z = (i32)((u32)t.sums[at] + (u32)z);
+    if (t.parameters) return step_weight(t.parameters + at, z, t.least);
+    t.sums[at] = z;
+    return 0;
+}
+
+// The whole warp calls.
+ES_DEVICE void count_moves(u64* moved, i32 count) {
+    count = warp_sum(count);
+    if ((threadIdx.x & 31) == 0 && count) atomicAdd(moved, (u64)count);
+}
+
+// Through shared memory, a quarter at a time: memory is then touched in whole rows, by a loop that is not unrolled.
+ES_DEVICE void settle_tile(const i32 (&acc)[4][4][4], const VoteTile& t, const Target& target, i32* stage) {
+    const int lane = threadIdx.x & 31, warp = threadIdx.x >> 5;
+    i32 count = 0;
+#pragma unroll
+    for (int i = 0; i < 4; ++i) {
+        i32* to = stage + (warp / 4 * 16 + (lane >> 2)) * kStageStride + warp % 4 * 32 + 2 * (lane & 3);
+        for (int j = 0; j < 4; ++j)
+            for (int k = 0; k < 4; ++k) to[k / 2 * 8 * kStageStride + 8 * j + k % 2] = acc[i][j][k];
+        __syncthreads();
+#pragma unroll 1
+        for (i32 n = threadIdx.x; n < 32 * kTileEdge; n += 256) {
+            const i32 r = n / kTileEdge, c = n % kTileEdge;
+            const i64 row = t.row + r / 16 * 64 + 16 * i + r % 16, column = t.column + c;
+            if (row < t.out && column < t.in)
+                count += settle(target, t.sums + row * t.in + column, stage[r * kStageStride + c]);
+        }
+        __syncthreads();
+    }
+    if (target.parameters) count_moves(target.moved, count);
+}
+
+// One block a tile: Z of the active units to where it goes. votes: +1 or -1 of each.
 ES_KERNEL __launch_bounds__(256)
     vote_matrix(const i64* __restrict__ tiles,   // (tiles, 8), see VoteTile
                 const i8* __restrict__ table,    // (256,)
                 const i8* __restrict__ factors,  // (units, factor_stride) or null
                 const i32* __restrict__ units,   // (active,)
                 const i8* __restrict__ votes,    // (active,)
-                i32* __restrict__ sums,          // (P,), +=
-                i32 active, i32 rank, i32 signs, u32 key0, u32 key1, u32 epoch, u32 first_unit, i64 factor_stride) {
+                i32* __restrict__ sums,          // these four: see Target
+                i8* __restrict__ parameters, u64* __restrict__ moved, u32 least, i32 active, i32 rank, i32 signs,
+                u32 key0, u32 key1, u32 epoch, u32 first_unit, i64 factor_stride) {
     ES_SHARED(shared);
     i8 *local = (i8*)shared, *rows = local + 256, *columns = rows + kTileEdge * kTileStride;
     const i64* t = tiles + 8 * (i64)blockIdx.x;
@@ -143,7 +183,7 @@ ES_KERNEL __launch_bounds__(256)
         multiply_stage(acc, rows, columns);
         __syncthreads();
     }
-    add_sums(acc, tile, sums);
+    settle_tile(acc, tile, {sums, parameters, moved, least}, (i32*)rows);
 }
 
 // Z[j] = sum vote u_j v_j, 16 elements a block: threads share the units. Sums modulo 2^32, so any order is right.
@@ -153,10 +193,12 @@ ES_KERNEL __launch_bounds__(128) vote_vector(
     const i16* __restrict__ products,  // (units, product_stride) or null
     const i32* __restrict__ units,     // (active,)
     const i8* __restrict__ votes,      // (active,)
-    i32* __restrict__ sums,            // (P,), +=
-    i32 active, i32 signs, u32 key0, u32 key1, u32 epoch, u32 first_unit, i64 product_stride) {
+    i32* __restrict__ sums,            // these four: see Target
+    i8* __restrict__ parameters, u64* __restrict__ moved, u32 least, i32 active, i32 signs, u32 key0, u32 key1,
+    u32 epoch, u32 first_unit, i64 product_stride) {
     ES_SHARED(shared);
     i8* local = (i8*)shared;
+    u32* parts = (u32*)(shared + 256);  // [4 warps][16]
     copy_table(local, table);
     const i64* b = blocks + 5 * (i64)blockIdx.x;
     const i64 size = b[0], at = b[4];
@@ -179,27 +221,26 @@ ES_KERNEL __launch_bounds__(128) vote_vector(
 #pragma unroll
     for (int j = 0; j < 16; ++j) {
         const i32 all = warp_sum(sum[j]);
-        if ((threadIdx.x & 31) == 0 && at + j < size) atomicAdd(sums + b[1] + at + j, all);
+        if ((threadIdx.x & 31) == 0) parts[threadIdx.x / 32 * 16 + j] = (u32)all;
     }
+    __syncthreads();
+    const i32 j = threadIdx.x;
+    i32 count = 0;
+    if (j < 16 && at + j < size)
+        count = settle({sums, parameters, moved, least}, b[1] + at + j,
+                       (i32)(parts[j] + parts[16 + j] + parts[32 + j] + parts[48 + j]));
+    if (parameters) count_moves(moved, count);
 }
 
-// Moves every weight with |Z| >= least by one, up if Z > 0, else down, saturating; counts the moves.
+// The step alone, on sums in memory.
 ES_KERNEL __launch_bounds__(256) apply_step(i8* __restrict__ parameters,   // (size,), +=
                                             const i32* __restrict__ sums,  // (size,)
                                             u64* __restrict__ moved,       // (1,), +=
                                             i64 size, u32 least) {
     i32 count = 0;
-    for (i64 first = (i64)blockIdx.x * blockDim.x; first < size; first += (i64)gridDim.x * blockDim.x) {
-        const i64 at = first + threadIdx.x;
-        if (at >= size) continue;
-        const i32 z = sums[at];
-        const u32 absolute = z < 0 ? 0u - (u32)z : (u32)z;  // 2^31 stays itself, which is right as an unsigned number
-        if (absolute < least) continue;
-        parameters[at] = (i8)max(-127, min(127, parameters[at] + (z > 0 ? 1 : -1)));
-        ++count;
-    }
-    count = warp_sum(count);
-    if ((threadIdx.x & 31) == 0 && count) atomicAdd(moved, (u64)count);
+    for (i64 at = (i64)blockIdx.x * blockDim.x + threadIdx.x; at < size; at += (i64)gridDim.x * blockDim.x)
+        count += step_weight(parameters + at, sums[at], least);
+    count_moves(moved, count);
 }
 
 // The finaliser of splitmix64 (Steele, Lea, Flood 2014).
