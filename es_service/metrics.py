@@ -63,15 +63,15 @@ class Metrics:
         self.goal = self._gauge("goal_generations", "Generation at which the run is finished.")
         self.population = self._gauge("population_members", "Members in a generation.")
         self.parameters = self._gauge("parameters", "Weights of the model.")
-        self.bits_per_byte = self._gauge(
-            "bits_per_byte", "Loss: mean of all members (train) or canonical parameters (held_out).", "split"
+        self.loss = self._gauge(
+            "loss", "Bits a byte: mean of all members (train), canonical parameters (held_out).", "split"
         )
         self.baseline = self._gauge(
-            "baseline_bits_per_byte", "What a simple model needs for the held-out text.", "model"
+            "baseline_loss", "Bits a byte that a simple model needs for the held-out text.", "model"
         )
         self.evaluated = self._gauge("evaluated_generation", "Generation of the last held-out evaluation.")
         self.score = self._gauge(
-            "member_score_bits", "Scores of the last generation's members (higher is better).", "statistic"
+            "member_score", "Scores of the last generation's members in bits; higher is better.", "statistic"
         )
         self.votes = self._counters("votes", "Committed votes by sign, from the journal on.", "sign", SIGNS)
         self.moved = self._gauge("moved_weights_ratio", "Share of weights that the last update moved.")
@@ -82,7 +82,7 @@ class Metrics:
 
     def _fleet(self) -> None:
         """Who works on it."""
-        self.workers = self._gauge("workers", "Workers by what they do now.", "state")
+        self.workers = self._gauge("workers", "Workers by state.", "state")
         self.worker_events = self._counters("worker_events", "Workers that came and went.", "kind", WORKER_EVENTS)
         self.leases_in_flight = self._gauge("leases_in_flight", "Leases held by workers now.")
         self.lease_events = self._counters("lease_events", "What happened to leases.", "kind", LEASE_EVENTS)
@@ -108,8 +108,8 @@ class Metrics:
             "update_seconds", "Time to apply a record to the canonical parameters.", _UPDATE_SECONDS
         )
         self.wire_bytes = self._counters("wire_bytes", "Messages with workers.", "direction", ("down", "up"))
-        self.wire_bits = self._gauge("wire_bits_per_member", "All messages of the last generation, per member.")
-        self.record_bits = self._gauge("record_bits_per_member", "Votes in the last record of the journal, per member.")
+        self.wire_per_member = self._gauge("wire_bytes_per_member", "All messages of the last generation.")
+        self.record_per_member = self._gauge("record_bytes_per_member", "Votes in the last record of the journal.")
         self.busy_seconds = self._counter("head_busy_seconds", "Time in which the head's loop was not waiting.")
 
 

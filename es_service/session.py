@@ -66,6 +66,7 @@ def open_session(
         aggregator = Aggregator(algorithm_of(config), layout, ops, start, keeper.after, shared)
         undo.callback(aggregator.close)
         telemetry = _telemetry(config, directory, corpus, commits)
+        telemetry.metrics.journal_bytes.set(writer.bytes)
         undo.callback(telemetry.close)
         telemetry.expose(ops.name, ray_exporters)
         pool = make_pool(config, corpus)

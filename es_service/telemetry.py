@@ -189,7 +189,7 @@ class Telemetry:
         metrics.last_commit.set(time.time())
         metrics.journal_bytes.set(journal_bytes)
         metrics.fsync_seconds.observe(fsync_seconds)
-        metrics.wire_bits.set(values["wire_bits_per_member"])
+        metrics.wire_per_member.set((self._down + self._up) / self.config.population)
         self._count_votes(votes_Q)
         self._show_scores(record)
         self._forget(record.generation)
@@ -235,8 +235,8 @@ class Telemetry:
         mean = record.score_sum / self.config.population
         for statistic, score in (("min", record.score_min), ("mean", mean), ("max", record.score_max)):
             self.metrics.score.labels(statistic).set(score / 16)
-        self.metrics.bits_per_byte.labels("train").set(bits_per_byte(self.config, mean))
-        self.metrics.record_bits.set(8 * len(record.record) / self.config.population)
+        self.metrics.loss.labels("train").set(bits_per_byte(self.config, mean))
+        self.metrics.record_per_member.set(len(record.record) / self.config.population)
 
     def _forget(self, generation: int) -> None:
         """Leases of long ago that nobody will answer: their worker's answer was malformed."""
@@ -260,7 +260,7 @@ class Telemetry:
     def evaluated(self, generation: int, held_out: float) -> None:
         """Canonical parameters were evaluated on held-out text."""
         self.directory.log_metrics("evaluation", generation=generation, bits_per_byte=round(held_out, 6))
-        self.metrics.bits_per_byte.labels("held_out").set(held_out)
+        self.metrics.loss.labels("held_out").set(held_out)
         self.metrics.evaluated.set(generation)
         self._show(held_out=held_out, held_out_generation=generation)
 

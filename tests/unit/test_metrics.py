@@ -11,11 +11,14 @@ from pathlib import Path
 import numpy as np
 import pytest
 from harness import chaos, deployed, expected, hasty, local, train
+from prometheus_client import CollectorRegistry
 
 from es_service.aggregator import saturated_ratios
 from es_service.data import Baselines
+from es_service.directory import RunDirectory
 from es_service.errors import ConfigError
 from es_service.events import Notice
+from es_service.exporter import Exporter
 from es_service.metrics import LEASE_EVENTS, Metrics
 from es_service.pools import Gone
 from es_service.problem import algorithm_of, layout_of
@@ -72,15 +75,15 @@ def test_gauges_are_those_of_the_last_generation(one_run):
     commit = [line for line in lines if line["kind"] == "commit"][-1]
     update = [line for line in lines if line["kind"] == "update"][-1]
     record = run.contents.commits[4]
-    assert value(telemetry, "bits_per_byte", split="train") == pytest.approx(commit["bits_per_byte"], abs=1e-6)
-    assert value(telemetry, "bits_per_byte", split="held_out") == telemetry.status.held_out
+    assert value(telemetry, "loss", split="train") == pytest.approx(commit["bits_per_byte"], abs=1e-6)
+    assert value(telemetry, "loss", split="held_out") == telemetry.status.held_out
     assert value(telemetry, "evaluated_generation") == 5
-    assert value(telemetry, "member_score_bits", statistic="min") == record.score_min / 16
-    assert value(telemetry, "member_score_bits", statistic="mean") == record.score_sum / 16 / 40
-    assert value(telemetry, "member_score_bits", statistic="max") == record.score_max / 16
+    assert value(telemetry, "member_score", statistic="min") == record.score_min / 16
+    assert value(telemetry, "member_score", statistic="mean") == record.score_sum / 16 / 40
+    assert value(telemetry, "member_score", statistic="max") == record.score_max / 16
     assert value(telemetry, "moved_weights_ratio") == pytest.approx(update["moved_ratio"], abs=1e-6)
-    assert value(telemetry, "record_bits_per_member") == commit["bits_per_member"] == 0.8
-    assert value(telemetry, "wire_bits_per_member") == commit["wire_bits_per_member"]
+    assert 8 * value(telemetry, "record_bytes_per_member") == commit["bits_per_member"] == 0.8
+    assert 8 * value(telemetry, "wire_bytes_per_member") == pytest.approx(commit["wire_bits_per_member"], abs=1e-6)
     assert value(telemetry, "journal_bytes") == commit["journal_bytes"]
     assert value(telemetry, "workers", state="active") == 1
     assert value(telemetry, "goal_generations") == 5
@@ -112,7 +115,8 @@ def test_a_resumed_head_shows_the_journal_before_its_first_commit(tiny_config):
 
     def at_start(coordinator):
         telemetry = coordinator.telemetry
-        states.append((value(telemetry, "generations_total"), value(telemetry, "bits_per_byte", split="train")))
+        assert value(telemetry, "journal_bytes") == coordinator.writer.bytes
+        states.append((value(telemetry, "generations_total"), value(telemetry, "loss", split="train")))
 
     train(config, directory=run.directory, prepare=at_start)
     (line,) = [line for line in run.directory.metrics() if line["kind"] == "commit" and line["generation"] == 2]
@@ -190,7 +194,7 @@ def test_saturated_weights_by_kind(tiny_config):
 def test_baselines(one_run):
     _, telemetry = one_run
     telemetry.baselines(Baselines(4.5, 3.5, 2.5))
-    assert value(telemetry, "baseline_bits_per_byte", model="bigram") == 3.5
+    assert value(telemetry, "baseline_loss", model="bigram") == 3.5
 
 
 def test_every_family_is_there_from_the_start():
@@ -234,6 +238,17 @@ def test_the_target_file_leads_to_the_metrics_while_the_run_lasts(exposed):
     assert not path.exists()
     with pytest.raises(OSError, match="refused"):
         scrape(target)
+
+
+def test_exporters_of_a_ray_without_dashboard_are_targets_too(exposed, tmp_path):
+    directory = RunDirectory(tmp_path, "alone")
+    exporter = Exporter(exposed.deployment, directory, CollectorRegistry(), ["192.0.2.1:1234"])
+    try:
+        head, ray = json.loads(exporter.path.read_text())
+        assert head["targets"] == [exporter.address]
+        assert ray == {"targets": ["192.0.2.1:1234"], "labels": {"job": "ray"}}
+    finally:
+        exporter.close()
 
 
 def test_a_run_that_fails_takes_its_target_back(exposed):
