@@ -105,6 +105,8 @@ class DeploymentConfig(_Config):
     with a GPU as few as the same number for each allows, of at most 8,445 pairs: one wave of an H100."""
     lease_timeout_seconds: float = Field(600.0, gt=0)
     """Longest wait for a lease before it is also given to another worker."""
+    audit_share: float = Field(0.01, ge=0, le=1)
+    """Share of leases, drawn in secret, that two workers evaluate; a worker found wrong gets no more leases."""
     max_lag: int = Field(2, ge=0, le=64)
     """Generations by which the canonical parameters may be behind the commits."""
     keyframe_every: int = Field(100, ge=1)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import secrets
 import threading
 import time
 from collections import deque
@@ -16,7 +17,7 @@ from es_service.algorithms.base import AbstractAlgorithm
 from es_service.config import RunConfig
 from es_service.directory import RunDirectory
 from es_service.errors import DivergenceError, MessageError, RunError
-from es_service.events import Assign, Close, Command, Event, Finish, Notice, Pause, SendRestore
+from es_service.events import Assign, Close, Command, Event, Finish, Judge, Notice, Pause, SendRestore
 from es_service.generation import Machine, Policy
 from es_service.journal_writer import JournalWriter
 from es_service.keeper import Keeper
@@ -25,6 +26,7 @@ from es_service.messages import (
     Commit,
     Lease,
     LeaseResult,
+    Order,
     Restore,
     Share,
     decode,
@@ -32,8 +34,9 @@ from es_service.messages import (
     encode_commit,
     encode_order,
 )
-from es_service.pools import Gone, Pool, PoolEvent, Ready, Reply
+from es_service.pools import HEAD, Gone, Pool, PoolEvent, Ready, Reply
 from es_service.problem import algorithm_of, plan_of, run_id
+from es_service.slots import equal
 from es_service.storage import Uploader
 from es_service.telemetry import Status, Telemetry
 
@@ -77,9 +80,15 @@ class Coordinator:
         self.clock = clock
         self.algorithm: AbstractAlgorithm = algorithm_of(config)
         deployment = config.deployment
-        policy = Policy(deployment.generations, deployment.max_lag, lease_timeout=deployment.lease_timeout_seconds)
+        policy = Policy(
+            deployment.generations,
+            deployment.max_lag,
+            lease_timeout=deployment.lease_timeout_seconds,
+            audit_share=deployment.audit_share,
+            audit_secret=secrets.token_bytes(32),
+        )
         plan, start = plan_of(config), aggregator.canonical
-        self.machine = Machine(lambda _: plan, policy, writer.generation, start.generation, start.digest)
+        self.machine = Machine(lambda _: plan, policy, writer.generation, start.generation, start.digest, self._agree)
         self.run_id = run_id(config)
         self.telemetry = telemetry
         self._recent: deque[_Sendable] = deque(maxlen=_KEPT_COMMITS + deployment.max_lag)
@@ -234,6 +243,8 @@ class Coordinator:
                     self._restore(worker)
                 case Assign(worker, lease):
                     self._order(worker, lease)
+                case Judge(lease):
+                    self._judge(lease)
                 case Close(number, results):
                     self._commit(number, results)
                     commands.extend(self.machine.handle(events.Committed(number)))
@@ -268,6 +279,19 @@ class Coordinator:
         else:
             self._send(worker, Restore(*what, canonical.parameters_P.tobytes() if canonical.generation else b""))
         self._replicas[worker] = canonical.generation
+
+    def _judge(self, lease: Lease) -> None:
+        """To the evaluator in this process, with the canonical parameters; no bytes on any wire."""
+        canonical = self.aggregator.canonical
+        what = (self.run_id, canonical.generation, canonical.digest)
+        self.pool.send(HEAD, encode(Restore(*what, canonical.parameters_P.tobytes())))
+        self.pool.send(HEAD, encode(Order(self.run_id, lease, ())))
+
+    def _agree(self, a: LeaseResult, b: LeaseResult) -> bool:
+        """Exact tasks agree on votes and scores; others on votes, as far as the algorithm can tell."""
+        if self.algorithm.exact:
+            return equal(a, b)
+        return self.algorithm.agrees(a.payload, b.payload)
 
     def _send(self, worker: str, message: Restore | Share) -> None:
         data = encode(message)

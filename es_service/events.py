@@ -7,8 +7,8 @@ from dataclasses import dataclass
 from es_service.messages import Lease, LeaseResult
 
 __all__ = [
-    "Aggregated", "Assign", "Close", "Command", "Committed", "Event", "Fell", "Finish", "Joined", "Left", "Notice",
-    "Pause", "Returned", "SendRestore", "Stop", "Tick",
+    "Aggregated", "Assign", "Close", "Command", "Committed", "Draining", "Event", "Fell", "Finish", "Joined", "Judge",
+    "Left", "Notice", "Pause", "Returned", "SendRestore", "Stop", "Tick",
 ]  # fmt: skip
 
 
@@ -29,8 +29,15 @@ class Left:
 
 
 @dataclass(frozen=True, slots=True)
+class Draining:
+    """A worker will be taken away soon: it may end what it holds and gets no more."""
+
+    worker: str
+
+
+@dataclass(frozen=True, slots=True)
 class Returned:
-    """A worker sent a well-formed result."""
+    """A worker, or the head itself (`pools.HEAD`), sent a well-formed result."""
 
     worker: str
     result: LeaseResult
@@ -74,7 +81,7 @@ class Stop:
     reason: str
 
 
-Event = Joined | Left | Returned | Fell | Committed | Aggregated | Tick | Stop
+Event = Joined | Left | Draining | Returned | Fell | Committed | Aggregated | Tick | Stop
 
 
 # Commands: what the shell must do, in this order.
@@ -90,6 +97,13 @@ class Assign:
     """Send the worker this lease with the commits that its replica lacks."""
 
     worker: str
+    lease: Lease
+
+
+@dataclass(frozen=True, slots=True)
+class Judge:
+    """Evaluate this lease on the canonical parameters, in the head's own process: workers cannot settle it."""
+
     lease: Lease
 
 
@@ -126,4 +140,4 @@ class Finish:
     reason: str
 
 
-Command = SendRestore | Assign | Close | Notice | Pause | Finish
+Command = SendRestore | Assign | Judge | Close | Notice | Pause | Finish

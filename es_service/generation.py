@@ -1,30 +1,32 @@
 """The state machine of a run: events in, commands out. No Ray, clock, file or thread; time is an event.
 
-One generation is open at a time. Its plan is a set of leases; each is assigned, perhaps more than once, and its first
-valid result counts. When every lease has one and their digests agree, the generation closes; the shell writes the
-record and answers `Committed`. The aggregator follows behind and reports each canonical digest: it decides where
-replicas disagree.
+One generation is open at a time. Its plan is a set of leases; each is assigned, perhaps more than once, and is settled
+by its first valid result, or by two workers that agree where it is audited or disputed (`slots`). When all are settled
+and their digests agree, the generation closes; the shell writes the record and answers `Committed`. The aggregator
+follows behind and reports each canonical digest: it decides where replicas disagree.
 """
 
 from __future__ import annotations
 
 from collections import deque
 from collections.abc import Callable
-from dataclasses import dataclass, field
 from enum import Enum
 from math import inf
 from statistics import median
 
+from es_service.board import Board
 from es_service.events import (
     Aggregated,
     Assign,
     Close,
     Command,
     Committed,
+    Draining,
     Event,
     Fell,
     Finish,
     Joined,
+    Judge,
     Left,
     Notice,
     Pause,
@@ -35,26 +37,12 @@ from es_service.events import (
 )
 from es_service.messages import Lease, LeaseResult
 from es_service.plan import Plan
+from es_service.policy import Policy
+from es_service.pools import HEAD
+from es_service.roster import Roster, State, Worker
+from es_service.slots import Agree, Slot, equal, is_audited
 
 __all__ = ["Machine", "Policy"]
-
-
-@dataclass(frozen=True, slots=True)
-class Policy:
-    """The rules that depend on the deployment only."""
-
-    goal: int
-    """Generation at which the run is finished."""
-    max_lag: int = 2
-    """Generations that the canonical parameters may be behind before no more leases are issued."""
-    depth: int = 2
-    """Leases that a worker holds at once, so that it never waits for the next."""
-    lease_timeout: float = 600.0
-    """Seconds after which a lease is also given to another worker."""
-    hedge_factor: float = 3.0
-    """The same, as a multiple of the median time that leases were held, once that is known."""
-    hedge_floor: float = 1.0
-    """Least seconds before a second attempt."""
 
 
 class _Phase(Enum):
@@ -63,33 +51,28 @@ class _Phase(Enum):
     ENDED = "ended"
 
 
-@dataclass(slots=True)
-class _Worker:
-    """Leases that a worker holds: (generation, index) -> time of assignment. `faults` since its last good result.
-
-    One that `shares` the canonical parameters waits for the aggregator instead of making each update again.
-    """
-
-    shares: bool = False
-    leases: dict[tuple[int, int], float] = field(default_factory=dict)
-    faults: int = 0
-
-
 class Machine:
     """`plan_of(generation)` gives the plan of each generation; `digest` belongs to the canonical `aggregated`."""
 
     def __init__(
-        self, plan_of: Callable[[int], Plan], policy: Policy, generation: int, aggregated: int, digest: int
+        self,
+        plan_of: Callable[[int], Plan],
+        policy: Policy,
+        generation: int,
+        aggregated: int,
+        digest: int,
+        agree: Agree = equal,
     ) -> None:
         self.plan_of = plan_of
         self.policy = policy
         self.generation = generation
         self.aggregated = aggregated
+        self.agree = agree
         self.now = inf
+        self.roster = Roster(policy.depth)
         self._canonical = digest
         self._phase = _Phase.OPEN
         self._stopping: str | None = None
-        self._workers: dict[str, _Worker] = {}
         self._recorded: dict[int, int] = {}
         self._seconds: deque[float] = deque(maxlen=64)
         self._open()
@@ -99,13 +82,8 @@ class Machine:
         if self._phase is _Phase.ENDED and not isinstance(event, Aggregated):
             return []
         match event:
-            case Joined(worker, shares):
-                self._drop(worker)
-                self._workers[worker] = _Worker(shares)
-                return [SendRestore(worker), *self._assign()]
-            case Left(worker):
-                self._drop(worker)
-                return self._assign()
+            case Joined() | Left() | Draining():
+                return self._came_or_went(event)
             case Returned(worker, result):
                 return self._returned(worker, result)
             case Fell(worker, lease, reason):
@@ -124,25 +102,29 @@ class Machine:
     @property
     def in_flight(self) -> int:
         """Leases held by workers now."""
-        return sum(len(worker.leases) for worker in self._workers.values())
+        return self.roster.in_flight
 
     @property
     def workers(self) -> tuple[str, ...]:
         """Names of the workers that are there."""
-        return tuple(self._workers)
+        return tuple(self.roster.workers)
+
+    @property
+    def _current(self) -> bool:
+        """Whether the canonical parameters are those of the open generation."""
+        return self.aggregated == self.generation
 
     def _open(self) -> None:
-        self._plan = self.plan_of(self.generation)
-        self._pending = deque(range(len(self._plan)))
-        self._attempts = [0] * len(self._plan)
-        self._tally: dict[int, tuple[str, LeaseResult]] = {}
+        key, share, generation = self.policy.audit_secret, self.policy.audit_share, self.generation
+        self._plan = self.plan_of(generation)
+        self._board = Board(generation, self._plan, lambda i: is_audited(key, share, generation, i), self.agree)
         self._against: dict[str, int] = {}
 
     def _tick(self, now: float) -> None:
         """Leases given out before the first tick count from it."""
         if self.now == inf:
-            for worker in self._workers.values():
-                worker.leases = dict.fromkeys(worker.leases, now)
+            self.roster.start_clock(now)
+            self._board.start_clock(now)
         self.now = now
 
     def _end(self, reason: str) -> list[Command]:
@@ -152,47 +134,41 @@ class Machine:
     # Leases out.
 
     def _assign(self) -> list[Command]:
-        commands: list[Command] = []
         if self._phase is not _Phase.OPEN or self.generation - self.aggregated > self.policy.max_lag:
-            return commands
-        while self._pending:
-            room = {name: w for name, w in self._able().items() if len(w.leases) < self.policy.depth}
-            if not room:
-                break
-            name = min(room, key=lambda worker: (len(room[worker].leases), room[worker].faults))
-            commands.append(self._give(name, self._pending.popleft()))
-        return commands
+            return []
+        commands: list[Command] = []
+        refused: list[Slot] = []
+        while self.roster.has_room(self._current) and (slot := self._board.take()):
+            name = self._chosen(slot)
+            if name is None:
+                refused.append(slot)
+            else:
+                commands.append(self._give(name, slot))
+        for slot in reversed(refused):
+            self._board.put_back(slot)
+        return commands + self._appeal()
 
-    def _able(self) -> dict[str, _Worker]:
-        """Workers that can have the parameters of the open generation."""
-        current = self.aggregated == self.generation
-        return {name: worker for name, worker in self._workers.items() if current or not worker.shares}
+    def _chosen(self, slot: Slot, idle: bool = False) -> str | None:
+        """The best worker with room that has not had this lease."""
+        names = self.roster.with_room(self._current, idle)
+        return next((name for name in names if not slot.is_party(name)), None)
 
-    def _give(self, name: str, index: int) -> Assign:
-        first, units = self._plan.range(index)
-        self._workers[name].leases[self.generation, index] = self.now
-        self._attempts[index] += 1
-        return Assign(name, Lease(self.generation, first, units, self._attempts[index] - 1))
+    def _give(self, name: str, slot: Slot) -> Assign:
+        self.roster.give(name, (self.generation, slot.index), self.now)
+        return Assign(name, self._board.give(slot, name, self.now))
 
     def _hedge(self) -> list[Command]:
-        """Give each lease of which every holder is overdue to an idle worker as well, the oldest first."""
+        """Give each lease that is overdue to an idle worker as well, or a second opinion to the head; oldest first."""
         commands: list[Command] = []
-        idle = sorted((name for name, w in self._able().items() if not w.leases), key=self._faults, reverse=True)
-        if self._phase is not _Phase.OPEN or not idle:
+        if self._phase is not _Phase.OPEN:
             return commands
-        newest: dict[int, tuple[float, str]] = {}
-        for name, worker in self._workers.items():
-            for (generation, index), since in worker.leases.items():
-                if generation == self.generation and index not in self._tally:
-                    newest[index] = max(newest.get(index, (since, name)), (since, name))
-        for index, (since, name) in sorted(newest.items(), key=lambda item: item[1]):
-            if idle and self.now - since > self._deadline():
-                commands.append(Notice("hedged", name, self.generation, f"lease {index}"))
-                commands.append(self._give(idle.pop(), index))
+        for slot, holder in self._board.overdue(self.now - self._deadline()):
+            name = self._chosen(slot, idle=True)
+            if name is not None:
+                commands += [Notice("hedged", holder, self.generation, f"lease {slot.index}"), self._give(name, slot)]
+            elif slot.results:
+                commands += self._ask_head(slot)
         return commands
-
-    def _faults(self, name: str) -> int:
-        return self._workers[name].faults
 
     def _deadline(self) -> float:
         if not self._seconds:
@@ -200,20 +176,46 @@ class Machine:
         usual = self.policy.hedge_factor * median(self._seconds)
         return min(self.policy.lease_timeout, max(self.policy.hedge_floor, usual))
 
+    # What only the head can settle.
+
+    def _others(self, slot: Slot) -> int:
+        """Number of active workers that have not had this lease."""
+        return self.roster.active - sum(map(self.roster.is_active, slot.holders | slot.results.keys()))
+
+    def _appeal(self) -> list[Command]:
+        """Leases that have a result and want another, for which no worker is left, or which all fail to do."""
+        commands: list[Command] = []
+        for index in sorted(self._board.doubtful):
+            slot = self._board.slots[index]
+            alone = slot.missing > 0 and not self._others(slot)
+            if slot.verdict.appeal or alone or slot.attempts > self.policy.most_attempts:
+                commands += self._ask_head(slot)
+        return commands
+
+    def _ask_head(self, slot: Slot) -> list[Command]:
+        """The head has only the canonical parameters; if they are behind, it is asked again when they are not."""
+        if not self._current or HEAD in slot.holders:
+            return []
+        return [Judge(self._board.give(slot, HEAD, self.now))]
+
     # Results in.
 
     def _returned(self, name: str, result: LeaseResult) -> list[Command]:
         index = self._index_of(result.lease)
         if index is None:
             return self._malformed(name, "no such lease in the plan")
-        since = self._release(name, result.lease.generation, index)
+        since = self.roster.release(name, (result.lease.generation, index))
         if since is not None and since < inf:
             self._seconds.append(self.now - since)
         if result.lease.generation != self.generation or self._phase is not _Phase.OPEN:
             return [Notice("late", name, result.lease.generation), *self._assign()]
-        if self.aggregated == self.generation and result.digest != self._canonical:
-            return self._reject({index: (name, result)}) + self._assign()
-        return self._count(name, index, result) + self._close() + self._assign()
+        slot = self._board.slots[index]
+        slot.holders.discard(name)
+        if self.roster.is_quarantined(name):
+            return [Notice("late", name, self.generation, f"lease {index}, from quarantine"), *self._assign()]
+        if self._current and result.digest != self._canonical:
+            return self._reject([(name, slot, result)], counts=since is not None) + self._assign()
+        return self._count(name, slot, result) + self._close() + self._assign()
 
     def _index_of(self, lease: Lease) -> int | None:
         """Place of a lease in the plan of its generation; None if no such lease can have been given out."""
@@ -224,89 +226,131 @@ class Machine:
         known = index < len(plan) and plan.range(index) == (lease.first_unit, lease.num_units)
         return index if known else None
 
-    def _count(self, name: str, index: int, result: LeaseResult) -> list[Command]:
-        if name in self._workers:
-            self._workers[name].faults = 0
-        if index not in self._tally:
-            self._tally[index] = (name, result)
-            if index in self._pending:
-                self._pending.remove(index)
-            return []
-        first = self._tally[index][1]
-        same = (first.payload, first.digest) == (result.payload, result.digest)
-        return [Notice("duplicate" if same else "mismatch", name, self.generation, f"lease {index}")]
+    def _count(self, name: str, slot: Slot, result: LeaseResult) -> list[Command]:
+        self.roster.sound(name, self._current)
+        kind = self._board.add(slot, name, result)
+        commands: list[Command] = [Notice(kind, name, self.generation, f"lease {slot.index}")] if kind else []
+        return commands + self._weigh(slot)
 
-    def _reject(self, wrong: dict[int, tuple[str, LeaseResult]]) -> list[Command]:
-        """Results cast on other parameters than the canonical ones: evaluate again, rebuild those replicas."""
-        self._against |= {name: result.digest for name, result in wrong.values()}
-        everyone = len(self._against) > 1 and self._workers.keys() <= self._against.keys()
+    def _weigh(self, slot: Slot) -> list[Command]:
+        """Judge a lease whose results changed; whoever turns out to be wrong is quarantined."""
+        commands: list[Command] = []
+        for name in self._board.weigh(slot):
+            against = slot.verdict.believed[0] if slot.verdict.believed else HEAD
+            commands += self._quarantine(name, f"lease {slot.index}: its votes are not those of {against}")
+        return commands
+
+    def _quarantine(self, name: str, reason: str) -> list[Command]:
+        """A worker that was wrong gets no more leases; what it gave to the open generation is evaluated again."""
+        if self.roster.is_quarantined(name):
+            return []  # it was found in two leases at once
+        reason += f"; committed generations with its votes: {self.roster.touched(name) or 'none'}"
+        commands: list[Command] = [Notice("quarantined", name, self.generation, reason)]
+        self._free(name)
+        self.roster.set_state(name, State.QUARANTINED)
+        for slot in self._board.withdraw(name):
+            commands += self._weigh(slot)
+        if self.roster.all_quarantined and self._phase is not _Phase.ENDED:
+            self._phase = _Phase.ENDED
+            commands.append(
+                Pause(
+                    f"generation {self.generation}: every worker is quarantined, the last was {name} ({reason}); "
+                    "look at their machines, or for a fault of their kernels with `es-service verify`, then resume"
+                )
+            )
+        return commands
+
+    def _reject(self, wrong: list[tuple[str, Slot, LeaseResult]], counts: bool = True) -> list[Command]:
+        """Results cast on other parameters than the canonical ones: evaluate again, rebuild those replicas.
+
+        One that was answered twice `counts` once. A replica that is wrong again and again cannot be rebuilt.
+        """
+        self._against |= {name: result.digest for name, _, result in wrong}
+        everyone = len(self._against) > 1 and self.roster.workers.keys() <= self._against.keys()
         if everyone and len(set(self._against.values())) == 1:
             return self._pause(self.generation, next(iter(self._against.values())))
         commands: list[Command] = []
-        for index, (name, _) in wrong.items():
-            commands.append(Notice("diverged", name, self.generation, f"lease {index}"))
-            self._requeue(index)
-        for name in dict.fromkeys(name for name, _ in wrong.values()):
-            commands += self._rebuild(name)
+        for name, slot, result in wrong:
+            commands.append(Notice("diverged", name, self.generation, f"lease {slot.index}"))
+            if slot.results.get(name) is result:
+                del slot.results[name]
+            commands += self._weigh(slot)
+        for name in dict.fromkeys(name for name, _, _ in wrong):
+            if self.roster.diverged(name, counts) >= self.policy.most_divergences * self.policy.depth:
+                commands += self._quarantine(name, "its replica stays wrong when it is rebuilt")
+            elif self._phase is _Phase.OPEN:
+                commands += self._rebuild(name)
         return commands
 
     def _rebuild(self, name: str) -> list[Command]:
         """The replica of a worker that is there cannot be used: it gets another, and is the last choice for a while."""
-        if name not in self._workers:
+        if not self.roster.fault(name):
             return []
-        self._workers[name].faults += 1
         return [SendRestore(name)]
 
-    def _requeue(self, index: int) -> None:
-        held = any((self.generation, index) in worker.leases for worker in self._workers.values())
-        if index not in self._tally and index not in self._pending and not held:
-            self._pending.append(index)
+    # Workers that come and go.
 
-    def _release(self, name: str, generation: int, index: int) -> float | None:
-        """Take a lease back from its holder; when it was given out, if it was."""
-        worker = self._workers.get(name)
-        return worker.leases.pop((generation, index), None) if worker else None
+    def _came_or_went(self, event: Joined | Left | Draining) -> list[Command]:
+        name = event.worker
+        match event:
+            case Joined():
+                self._drop(name)
+                self.roster.add(name, Worker(event.shares))
+                return [SendRestore(name), *self._assign()]
+            case Left():
+                self._drop(name)
+                return self._assign()
+            case Draining():
+                if not self.roster.is_active(name):
+                    return []
+                self.roster.set_state(name, State.DRAINING)
+                return [Notice("draining", name, self.generation), *self._assign()]
 
-    def _drop(self, name: str) -> _Worker:
+    def _drop(self, name: str) -> None:
         """Take a worker away, and back what it holds."""
-        worker = self._workers.pop(name, _Worker())
-        for generation, index in worker.leases:
+        self._free(name)
+        self.roster.remove(name)
+
+    def _free(self, name: str) -> None:
+        """Take back what a worker holds."""
+        for generation, index in self.roster.take_all(name):
             if generation == self.generation:
-                self._requeue(index)
-        return worker
+                self._board.release(self._board.slots[index], name)
 
     def _fell(self, name: str, lease: Lease | None, reason: str) -> list[Command]:
         index = self._index_of(lease) if lease else None
         if lease is None or index is None:
             return self._malformed(name, reason)
-        self._release(name, lease.generation, index)
+        self.roster.release(name, (lease.generation, index))
         if lease.generation == self.generation:
-            self._requeue(index)
+            self._board.release(self._board.slots[index], name)
         return [Notice("fell", name, lease.generation, reason), *self._rebuild(name), *self._assign()]
 
     def _malformed(self, name: str, reason: str) -> list[Command]:
         """Nobody knows which lease this was to answer: take back all that the worker holds."""
-        commands: list[Command] = [Notice("malformed", name, self.generation, reason)]
-        if name in self._workers:
-            old = self._drop(name)
-            self._workers[name] = _Worker(old.shares, faults=old.faults)
-        return commands + self._rebuild(name) + self._assign()
+        self._free(name)
+        return [Notice("malformed", name, self.generation, reason), *self._rebuild(name), *self._assign()]
 
     # Generations.
 
     def _close(self) -> list[Command]:
-        if len(self._tally) < len(self._plan):
+        """Votes count on parameters that somebody confirms: two replicas at least, or the aggregator."""
+        if self._board.unsettled or self._phase is not _Phase.OPEN:
             return []
-        results = tuple(self._tally[index][1] for index in range(len(self._plan)))
-        if len({result.digest for result in results}) > 1:
+        slots = self._board.slots
+        if len({slot.result.digest for slot in slots}) > 1:
             return []  # the aggregator decides when it gets here
+        if not self._current and len({name for slot in slots for name in slot.verdict.believed}) < 2:
+            return []
         self._phase = _Phase.CLOSING
-        return [Close(self.generation, results)]
+        return [Close(self.generation, tuple(slot.result for slot in slots))]
 
     def _committed(self, generation: int) -> list[Command]:
         if self._phase is not _Phase.CLOSING or generation != self.generation:
             raise AssertionError(f"commit of generation {generation}, while {self.generation} is {self._phase.value}")
-        digest = self._tally[0][1].digest
+        for slot in self._board.slots:
+            self.roster.touch(slot.verdict.believed[0], generation)
+        digest = self._board.slots[0].result.digest
         if self.aggregated < generation:
             self._recorded[generation] = digest
         elif digest != self._canonical:
@@ -327,10 +371,8 @@ class Machine:
             return self._pause(generation, recorded)
         if generation != self.generation or self._phase is not _Phase.OPEN:
             return self._assign()
-        wrong = {index: vote for index, vote in self._tally.items() if vote[1].digest != digest}
-        for index in wrong:
-            del self._tally[index]
-        return (self._reject(wrong) if wrong else []) + self._assign()
+        wrong = self._board.cast_on_others(digest)
+        return (self._reject(wrong) if wrong else []) + self._close() + self._assign()
 
     def _pause(self, generation: int, theirs: int) -> list[Command]:
         self._phase = _Phase.ENDED

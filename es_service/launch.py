@@ -110,9 +110,12 @@ def make_local_pool(config: RunConfig, corpus: Corpus) -> Pool:
 
     worker = config.deployment.worker
     threads = worker.threads or node_cores()
+
+    def evaluator() -> Evaluator:
+        return Evaluator(config, corpus.train, kernels(worker.backend, threads)[0])
+
     names = [f"worker-{n + 1}" for n in range(config.deployment.workers or 1)]
-    evaluators = {name: Evaluator(config, corpus.train, kernels(worker.backend, threads)[0]) for name in names}
-    return LocalPool(evaluators, shares=True)
+    return LocalPool({name: evaluator() for name in names}, shares=True, make_referee=evaluator)
 
 
 # With Ray.
@@ -191,14 +194,18 @@ def _launch_actor(config: RunConfig, directory: RunDirectory, resume: bool, alon
     return ActorHandle(head, config.deployment.detach), about
 
 
-def make_ray_pool(config: RunConfig, corpus: Corpus) -> Pool:  # noqa: ARG001 - workers load their own corpus
-    """Worker actors, owned by the process that calls this: the head's."""
+def make_ray_pool(config: RunConfig, corpus: Corpus) -> Pool:
+    """Worker actors, owned by the process that calls this: the head's. They load their own corpus."""
     import ray
 
+    from workers.evaluator import Evaluator
     from workers.pool import RayPool
 
     nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]  # type: ignore[no-untyped-call]
-    return RayPool(_placed(config, nodes))
+    return RayPool(
+        _placed(config, nodes),
+        lambda: Evaluator(config, corpus.train, kernels(config.deployment.aggregator_backend)[0]),
+    )
 
 
 @contextmanager

@@ -6,8 +6,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
-__all__ = ["COPIED_BYTES", "Gone", "Pool", "PoolEvent", "Ready", "Reply"]
+__all__ = ["COPIED_BYTES", "HEAD", "Gone", "Pool", "PoolEvent", "Ready", "Reply"]
 
+HEAD = "head"
+"""Name of the evaluator in the head's own process. It takes no lease but to settle what workers cannot."""
 COPIED_BYTES = 1 << 20
 """Copies of a commit for all workers that the head sends itself: 1 ms of a 10 Gbit/s link, as long as a fetch takes."""
 
@@ -44,7 +46,10 @@ PoolEvent = Ready | Gone | Reply
 
 
 class Pool(Protocol):
-    """Workers by name. Messages to one worker are handled in the order sent; names are never used twice."""
+    """Workers by name. Messages to one worker are handled in the order sent; names are never used twice.
+
+    `HEAD` names an evaluator in the head's own process; it is always there and tells no `Ready`.
+    """
 
     def broadcast(self, data: bytes) -> Any:
         """Bytes that end the messages to many workers, in whatever form is cheapest to send to all: see `send`."""

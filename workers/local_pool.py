@@ -6,7 +6,7 @@ from collections import deque
 from collections.abc import Callable, Sequence
 
 from es_service.errors import ServiceError
-from es_service.pools import Gone, PoolEvent, Ready, Reply
+from es_service.pools import HEAD, Gone, PoolEvent, Ready, Reply
 from workers.evaluator import Evaluator
 
 __all__ = ["LocalPool"]
@@ -19,14 +19,20 @@ def _first(workers: Sequence[str]) -> str:
 class LocalPool:
     """Evaluators by name. `choose` picks which works next among those with messages waiting; by default, in turn.
 
-    With `shares` they read the canonical parameters instead of making each update themselves.
+    With `shares` they read the canonical parameters instead of making each update themselves. What is sent to HEAD goes
+    to one more evaluator, which `make_referee` gives when it is needed.
     """
 
     def __init__(
-        self, evaluators: dict[str, Evaluator], choose: Callable[[Sequence[str]], str] = _first, shares: bool = False
+        self,
+        evaluators: dict[str, Evaluator],
+        choose: Callable[[Sequence[str]], str] = _first,
+        shares: bool = False,
+        make_referee: Callable[[], Evaluator] | None = None,
     ) -> None:
         self._evaluators = dict(evaluators)
         self._choose = choose
+        self._make_referee = make_referee
         self._queues: dict[str, deque[bytes]] = {name: deque() for name in evaluators}
         self._events: list[PoolEvent] = [
             Ready(name, f"in this process, {evaluator.ops.name}", shares) for name, evaluator in evaluators.items()
@@ -38,6 +44,10 @@ class LocalPool:
 
     def send(self, worker: str, data: bytes, parts: Sequence[bytes] = ()) -> None:
         """Queue one message."""
+        if worker == HEAD and HEAD not in self._queues:
+            assert self._make_referee, "this pool has no evaluator for the head"
+            self._evaluators[HEAD] = self._make_referee()
+            self._queues[HEAD] = deque()
         if worker in self._queues:
             self._queues[worker].append(b"".join((data, *parts)))
 
@@ -56,7 +66,7 @@ class LocalPool:
             return Reply(name, self._evaluators[name].handle(data))
         except ServiceError as error:
             del self._queues[name]
-            if not self._queues:  # nobody would replace it
+            if name == HEAD or not self._queues:  # nobody would replace it
                 raise
             return Gone(name, str(error))
 

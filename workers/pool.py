@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -13,8 +13,10 @@ from es_service import pools
 from es_service.build import identity
 from es_service.config import RunConfig
 from es_service.errors import BackendError, ServiceError
-from es_service.pools import Gone, PoolEvent, Ready, Reply
+from es_service.pools import HEAD, Gone, PoolEvent, Ready, Reply
 from workers.actor import WorkerActor
+from workers.evaluator import Evaluator
+from workers.referee import Referee
 
 __all__ = ["RayPool"]
 
@@ -34,10 +36,11 @@ class RayPool:
     """Keeps `deployment.workers` actors alive. Names count up and are never used twice.
 
     Lives in the head's process: the actors are owned by it and die with it. `poll` raises when several workers in a row
-    could not even start, or died without a result: the cause will not go away by trying again.
+    could not even start, or died without a result: the cause will not go away by trying again. What is sent to HEAD is
+    evaluated in this process, by the evaluator that `make_referee` gives.
     """
 
-    def __init__(self, config: RunConfig) -> None:
+    def __init__(self, config: RunConfig, make_referee: Callable[[], Evaluator]) -> None:
         worker = config.deployment.worker
         self._config_json = config.model_dump_json()
         self._actor_class: Any = ray.remote(WorkerActor).options(
@@ -47,6 +50,7 @@ class RayPool:
             scheduling_strategy="SPREAD",
             enable_task_events=False,
         )
+        self._referee = Referee(make_referee)
         self._actors: dict[str, Any] = {}
         self._calls: dict[Any, _Call] = {}
         self._node = ray.get_runtime_context().get_node_id()
@@ -61,22 +65,27 @@ class RayPool:
 
     def send(self, worker: str, data: bytes, parts: Sequence[Any] = ()) -> None:
         """Queue one message."""
+        if worker == HEAD:
+            self._referee.send(data)
         actor = self._actors.get(worker)
         if actor is not None:
             self._calls[actor.handle.remote(data, *parts)] = _Call(worker, starting=False)
 
     def poll(self, timeout: float) -> list[PoolEvent]:
         """Answers, starts and deaths since the last call."""
+        judged: list[PoolEvent] = [*self._referee.poll()]
         if not self._calls:
-            return []
+            return judged
         calls = list(self._calls)
         ready, _ = ray.wait(calls, num_returns=1, timeout=timeout, fetch_local=False)
         if ready:
             ready, _ = ray.wait(calls, num_returns=len(calls), timeout=0, fetch_local=False)
-        return [event for ref in ready if (call := self._calls.pop(ref, None)) for event in self._finished(ref, call)]
+        done = ((ref, self._calls.pop(ref, None)) for ref in ready)
+        return judged + [event for ref, call in done if call for event in self._finished(ref, call)]
 
     def close(self) -> None:
         """End all actors."""
+        self._referee.close()
         for worker in list(self._actors):
             self._drop(worker)
 

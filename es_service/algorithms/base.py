@@ -19,6 +19,8 @@ class AbstractAlgorithm(ABC):
 
     units: int
     """Votes of one generation."""
+    exact: bool = True
+    """Equal parameters give equal scores on every machine. Otherwise `agrees` says what may differ."""
 
     @abstractmethod
     def address(self, generation: int) -> NoiseAddress:

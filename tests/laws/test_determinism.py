@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import itertools
 import os
 import random
 import signal
 import subprocess
 import sys
 import time
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -105,27 +107,42 @@ def test_diverged_replicas_do_not_matter_where_the_aggregator_decides(tiny_confi
     same(train(config, chaos(seed, corrupt=True)), undisturbed("plain"))
 
 
-def test_a_lonely_diverged_replica_with_a_lagging_aggregator_stops_the_run_and_loses_nothing(tiny_config, undisturbed):
-    """One replica alone is all replicas: nobody can tell who is right, so the run pauses, and replay finds out."""
+def flipped(*names):
+    """A bit flips in these replicas at generation 2, and the aggregator is late there."""
 
     def flip(coordinator):
-        evaluator = coordinator.pool._evaluators["w0"]
-        advance = evaluator.advance
+        for name in names:
+            evaluator = coordinator.pool._evaluators[name]
+            evaluator.advance = partial(_advance_wrongly, evaluator, evaluator.advance)
+        take, turns = coordinator.aggregator.take, itertools.count()
 
-        def wrong(commit):
-            advance(commit)
-            if commit.generation == 1:
-                parameters_P = evaluator._parameters_P
-                parameters_P[0] ^= 1
-                evaluator._take(parameters_P, 2, evaluator.ops.digest(evaluator.layout, parameters_P))
+        def late(timeout=0.0):
+            return [] if coordinator.machine.generation == 2 and next(turns) < 20 else take(timeout)
 
-        evaluator.advance = wrong
-        take = coordinator.aggregator.take
-        coordinator.aggregator.take = lambda timeout=0.0: take(timeout) if coordinator.machine.generation > 2 else []
+        coordinator.aggregator.take = late
 
+    return flip
+
+
+def _advance_wrongly(evaluator, advance, commit):
+    advance(commit)
+    if commit.generation == 1:
+        parameters_P = evaluator._parameters_P
+        parameters_P[0] ^= 1
+        evaluator._take(parameters_P, 2, evaluator.ops.digest(evaluator.layout, parameters_P))
+
+
+def test_a_lonely_diverged_replica_waits_for_the_aggregator_and_is_rebuilt(tiny_config, undisturbed):
+    run = train(deployed(tiny_config(), max_lag=3), prepare=flipped("w0"))
+    assert run.events["diverged"]
+    same(run, undisturbed("plain"))
+
+
+def test_replicas_that_are_all_wrong_in_the_same_way_pause_the_run(tiny_config):
+    """They agree, so nobody can tell who is right: replay finds out."""
     config = deployed(tiny_config(), max_lag=3)
     with pytest.raises(DivergenceError, match="generation 2: the replicas agree on digest"):
-        train(config, prepare=flip)
+        train(config, local(2), prepare=flipped("w0", "w1"))
 
 
 @pytest.mark.parametrize("backend", [name for name in backends.BACKENDS if name != "reference"])

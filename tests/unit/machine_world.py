@@ -19,6 +19,7 @@ from es_service.events import (
     Fell,
     Finish,
     Joined,
+    Judge,
     Left,
     Notice,
     Pause,
@@ -30,13 +31,16 @@ from es_service.events import (
 from es_service.generation import Machine, Policy
 from es_service.messages import Lease, LeaseResult
 from es_service.plan import Plan
+from es_service.pools import HEAD
+from es_service.slots import is_audited
 
 LEASE_UNITS = 5
 SHARED_WRONG = 1 << 40
 CHARACTERS = ("good", "mute", "behind", "malformed", "diverged", "stubborn", "conspirator", "liar")
 """good: right answers. mute: none. behind: cannot do a lease, ever. malformed: leases that were never in the plan.
 diverged: a wrong replica until it is restored. stubborn: wrong even then. conspirator: wrong, and all have the same
-digest. liar: right digest, wrong votes."""
+digest. liar: right digest, wrong votes of its own."""
+SECRET = b"nobody knows"
 
 
 def canonical(generation: int) -> int:
@@ -51,6 +55,8 @@ class Worker:
     number: int
     queue: deque[Lease | None] = field(default_factory=deque)
     """Messages not handled yet; None is a restore."""
+    suspect: bool = False
+    """Its replica was damaged, perhaps more than once."""
 
 
 class World:
@@ -63,12 +69,17 @@ class World:
         self.transit: list[Returned | Fell] = []
         self.start = self.generation = self.aggregated = start
         self.held: dict[str, set[tuple[int, int]]] = {}
-        self.first: dict[int, tuple[str, LeaseResult]] = {}
+        self.results: dict[int, dict[str, LeaseResult]] = {}
+        """First result of each worker for each lease of the open generation, but for those known to be wrong."""
+        self.out: set[str] = set()
+        """Workers in quarantine."""
         self.against: dict[str, int] = {}
         self.closing: tuple[LeaseResult, ...] | None = None
         self.closed: dict[int, int] = {}
         """Digest that each closed generation was voted on."""
         self.hedged: set[int] = set()
+        self.since: dict[int, float] = {}
+        """When each lease of the open generation was last given out."""
         self.finish: Finish | None = None
         self.paused: Pause | None = None
         self.stopped = False
@@ -78,7 +89,8 @@ class World:
 
     # What can happen.
 
-    def join(self, name: str, character: str, shares: bool = False) -> None:
+    def join(self, character: str, shares: bool = False, name: str = "") -> None:
+        name = name or f"w{next(self._numbers)}"  # names are never used twice
         self.workers[name] = Worker(name, character, shares, next(self._numbers))
         self.held[name] = set()
         self.feed(Joined(name, shares))
@@ -87,6 +99,7 @@ class World:
         """A bit flips in the replica of a good worker."""
         if self.workers[name].character == "good":
             self.workers[name].character = "diverged"
+            self.workers[name].suspect = True
 
     def leave(self, name: str) -> None:
         self.workers.pop(name, None)
@@ -116,9 +129,11 @@ class World:
             case "conspirator":
                 digest += SHARED_WRONG
             case "liar":
-                payload += b"!"
-        number = next(self._numbers)  # tells equal results apart
-        return Returned(worker.name, LeaseResult(0, lease, number, 0, 0, digest, 0, 1.0, payload))
+                payload += b"! %d" % worker.number
+        return Returned(worker.name, self._result(lease, digest, payload))
+
+    def _result(self, lease: Lease, digest: int, payload: bytes) -> LeaseResult:
+        return LeaseResult(0, lease, 0, 0, 0, digest, next(self._numbers), 1.0, payload)  # a number tells them apart
 
     def deliver(self, index: int, keep: bool) -> None:
         """An answer arrives; with `keep` it will arrive again."""
@@ -136,7 +151,7 @@ class World:
         if self.closing is not None:
             self.closed[self.generation] = self.closing[0].digest
             self.closing = None
-            self.first, self.against, self.hedged = {}, {}, set()
+            self.results, self.against, self.hedged, self.since = {}, {}, set(), {}
             self.generation += 1
             self.feed(Committed(self.generation - 1))
 
@@ -182,16 +197,33 @@ class World:
                 if result.lease.generation == self.generation and self.closing is None:
                     self._model_vote(name, result)
             case Aggregated(generation, digest) if generation == self.generation and self.closing is None:
-                wrong = {i: vote for i, vote in self.first.items() if vote[1].digest != digest}
-                self.against |= {name: result.digest for name, result in wrong.values()}
-                for index in wrong:
-                    del self.first[index]
+                for results in self.results.values():
+                    for name in [name for name, result in results.items() if result.digest != digest]:
+                        self.against[name] = results.pop(name).digest
 
     def _model_vote(self, name: str, result: LeaseResult) -> None:
+        if name in self.out:
+            return
         if self.aggregated == self.generation and result.digest != canonical(self.generation):
             self.against[name] = result.digest
         else:
-            self.first.setdefault(result.lease.first_unit // LEASE_UNITS, (name, result))
+            self.results.setdefault(result.lease.first_unit // LEASE_UNITS, {}).setdefault(name, result)
+
+    def audited(self, index: int) -> bool:
+        return is_audited(SECRET, self.policy.audit_share, self.generation, index)
+
+    def counting(self, index: int) -> LeaseResult | None:
+        """The result of a lease that counts, once enough workers agree on it."""
+        results = self.results.get(index, {})
+        if HEAD in results:
+            payload = results[HEAD].payload
+        else:
+            payloads = Counter(result.payload for result in results.values()).most_common()
+            needed = 2 if self.audited(index) or len(payloads) > 1 else 1
+            if not payloads or payloads[0][1] < needed:
+                return None
+            payload = payloads[0][0]
+        return next(result for result in results.values() if result.payload == payload)
 
     def _is_malformed(self, lease: Lease) -> bool:
         return self.plan.range(lease.first_unit // LEASE_UNITS) != (lease.first_unit, lease.num_units)
@@ -211,12 +243,16 @@ class World:
                 self.workers[name].queue.append(None)
             case Assign(name, lease):
                 self._check_assign(name, lease)
+            case Judge(lease):
+                self._check_judge(lease)
             case Close(generation, results):
                 self._check_close(generation, results)
-            case Notice(kind):
+            case Notice(kind, worker):
                 self.notices[kind] += 1
                 if kind == "hedged":
                     self.hedged.add(int(command.detail.split()[1]))
+                if kind == "quarantined":
+                    self._check_quarantine(worker)
             case Finish(generation, reason):
                 assert generation == self.generation
                 assert reason == ("goal" if generation == self.policy.goal else "stopped")
@@ -226,6 +262,31 @@ class World:
                 self._check_pause()
                 self.paused = command
 
+    def _check_judge(self, lease: Lease) -> None:
+        """The head works only where a result needs another and nobody else can give it."""
+        assert self.closing is None
+        assert self.aggregated == self.generation == lease.generation
+        index = lease.first_unit // LEASE_UNITS
+        results = self.results[index]
+        assert self.counting(index) is None
+        assert HEAD not in results
+        parties = results.keys() | {name for name, held in self.held.items() if self._key(lease) in held}
+        others = self.workers.keys() - self.out - parties
+        late = self.clock - self.since.get(index, self.clock) > self.policy.hedge_floor
+        many = lease.attempt >= self.policy.most_attempts
+        assert not others or late or many or len({result.payload for result in results.values()}) > 2
+        payload = b"%d %d" % (lease.generation, lease.first_unit)
+        self.transit.append(Returned(HEAD, self._result(lease, canonical(lease.generation), payload)))
+
+    def _check_quarantine(self, name: str) -> None:
+        if name in self.workers:
+            worker = self.workers[name]
+            assert worker.suspect or worker.character in ("liar", "stubborn", "conspirator"), "an honest worker"
+            self.out.add(name)
+            self.held[name].clear()
+        for results in self.results.values():
+            results.pop(name, None)
+
     def _check_assign(self, name: str, lease: Lease) -> None:
         assert name in self.workers, "a lease for a worker that is not there"
         assert self.closing is None
@@ -234,11 +295,17 @@ class World:
         assert not self.workers[name].shares or self.aggregated == self.generation, "nothing to share yet"
         index = lease.first_unit // LEASE_UNITS
         assert self.plan.range(index) == (lease.first_unit, lease.num_units)
-        assert index not in self.first, "a lease that has its result"
+        assert self.counting(index) is None, "a lease that has its result"
+        assert name not in self.out, "a lease for a worker in quarantine"
         holders = [other for other, held in self.held.items() if self._key(lease) in held]
         assert name not in holders, "a second attempt at the same worker"
-        assert not holders or index in self.hedged, "a lease that another worker holds"
+        results = self.results.get(index, {})
+        assert name not in results, "a worker that gave its answer"
+        wanted = 2 if self.audited(index) or len({r.payload for r in results.values()}) > 1 else 1
+        wanted += len({r.payload for r in results.values()}) > 1
+        assert len(holders) + len(results) < wanted or index in self.hedged, "more workers than are needed"
         self.held[name].add(self._key(lease))
+        self.since[index] = self.clock
         assert len(self.held[name]) <= self.policy.depth
         self.workers[name].queue.append(lease)
 
@@ -249,7 +316,9 @@ class World:
         assert [(r.lease.first_unit, r.lease.num_units) for r in results] == expected, "units once each, in order"
         assert {r.lease.generation for r in results} == {generation}
         assert len({r.digest for r in results}) == 1
-        assert [r.score_sum for r in results] == [self.first[i][1].score_sum for i in range(len(self.plan))]
+        assert list(results) == [self.counting(i) for i in range(len(self.plan))]
+        if self.policy.audit_share == 1 and self.aggregated == generation:
+            assert {r.payload for r in results} == {b"%d %d" % (generation, r.lease.first_unit) for r in results}
         if self.aggregated == generation:
             assert results[0].digest == canonical(generation), "votes on parameters known to be wrong"
         self.closing = results
@@ -257,7 +326,8 @@ class World:
     def _check_pause(self) -> None:
         wrong = [g for g, digest in self.closed.items() if g <= self.aggregated and digest != canonical(g)]
         agree = len(set(self.against.values())) == 1 and self.workers.keys() <= self.against.keys()
-        assert wrong or (agree and len(self.against) > 1), "a pause without a reason"
+        nobody = bool(self.workers) and self.workers.keys() <= self.out
+        assert wrong or nobody or (agree and len(self.against) > 1), "a pause without a reason"
 
     def _invariants(self) -> None:
         if self.finish or self.paused:
@@ -265,20 +335,24 @@ class World:
         assert self.machine.generation == self.generation
         assert set(self.machine.workers) == set(self.workers)
         assert self.machine.in_flight == sum(map(len, self.held.values()))
-        pending = Counter(self.machine._pending)
         held = Counter(i for keys in self.held.values() for g, i in keys if g == self.generation)
-        for index in range(len(self.plan)):
-            if index in self.first:
-                assert not pending[index]
-            elif self.closing is None:
-                assert pending[index] == (not held[index]), "lost, or given out twice"
+        for index, slot in enumerate(self.machine._board.slots):
+            done = self.closing is not None or self.counting(index) is not None
+            digests = {result.digest for result in self.results.get(index, {}).values()}
+            assert done or len(digests) > 1 or slot.queued or held[index] or HEAD in slot.holders or (
+                self._waits_for_the_head(slot)
+            ), "lost"  # fmt: skip
+
+    def _waits_for_the_head(self, slot) -> bool:
+        """The canonical parameters are not there yet."""
+        return slot.verdict.appeal and self.aggregated < self.generation
 
     # The end.
 
     def drain(self) -> None:
         """With one good worker and patience, the run comes to its end, whatever the others do."""
-        if "good" not in {worker.character for worker in self.workers.values()}:
-            self.join("rescue", "good", shares=self.generation % 2 == 0)
+        if "good" not in {worker.character for worker in self.workers.values() if worker.name not in self.out}:
+            self.join("good", shares=self.generation % 2 == 0)
         for _ in range(20 * (len(self.plan) + 2) * (self.policy.goal + 1)):
             if self.finish or self.paused:
                 break
@@ -299,7 +373,13 @@ class World:
 
 def random_world(rng: random.Random) -> World:
     policy = Policy(
-        goal=rng.randint(1, 40), max_lag=rng.randint(0, 3), depth=rng.randint(1, 3), lease_timeout=10.0, hedge_floor=0.5
+        goal=rng.randint(1, 40),
+        max_lag=rng.randint(0, 3),
+        depth=rng.randint(1, 3),
+        lease_timeout=10.0,
+        hedge_floor=0.5,
+        audit_share=rng.choice([0.0, 0.0, 0.2, 1.0]),
+        audit_secret=SECRET,
     )
     return World(rng.randint(1, 24), policy, rng.choice([0, policy.goal - 1]))
 
@@ -313,7 +393,7 @@ def random_step(world: World, rng: random.Random, characters: tuple[str, ...]) -
     )[0]
     match action:
         case "join" if len(names) < 6:
-            world.join(f"w{rng.randrange(8)}", rng.choice(characters), rng.random() < 0.3)
+            world.join(rng.choice(characters), rng.random() < 0.3)
         case "leave" if names:
             world.leave(rng.choice([*names, "stranger"]))
         case "work" if names:

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, precondition, rule
-from machine_world import CHARACTERS, World, random_step, random_world
+from machine_world import CHARACTERS, SECRET, World, random_step, random_world
 
 from es_service.events import (
     Aggregated,
@@ -167,7 +167,7 @@ def test_a_worker_that_is_behind_is_restored_and_its_lease_given_out_again():
 def test_a_worker_that_fell_and_recovered_is_chosen_again():
     m = machine(leases=1, depth=1)
     feed(m, Joined("a"), Joined("b"), Fell("a", lease(0, 0), ""))  # now b has it
-    feed(m, Returned("a", result(0, 0)), Committed(0))
+    feed(m, Returned("a", result(0, 0)), Committed(0), Aggregated(1, RIGHT))
     assert m.in_flight == 2  # b is busy with the old one, so a has the new one
     feed(m, Returned("a", result(1, 0)), Returned("b", result(0, 0)))
     assert feed(m, Committed(1)) == [Assign("a", lease(2, 0))]
@@ -246,12 +246,24 @@ def test_a_hedge_prefers_a_worker_without_faults():
 
 
 def test_no_leases_beyond_max_lag():
-    m = machine(leases=1, max_lag=1)
-    feed(m, Joined("a"), Returned("a", result(0, 0)))
-    assert feed(m, Committed(0)) == [Assign("a", lease(1, 0))]
-    assert feed(m, Returned("a", result(1, 0)), Committed(1)) == []
+    m = machine(leases=2, depth=1, max_lag=1)
+    feed(m, Joined("a"), Joined("b"), Returned("a", result(0, 0)), Returned("b", result(0, 1)))
+    assert feed(m, Committed(0)) == [Assign("a", lease(1, 0)), Assign("b", lease(1, 1))]
+    assert feed(m, Returned("a", result(1, 0)), Returned("b", result(1, 1)), Committed(1)) == []
     assert feed(m, Tick(1e6)) == []
-    assert feed(m, Aggregated(1, RIGHT)) == [Assign("a", lease(2, 0))]
+    assert feed(m, Aggregated(1, RIGHT)) == [Assign("a", lease(2, 0)), Assign("b", lease(2, 1))]
+
+
+def test_a_lonely_worker_away_from_the_head_closes_nothing_that_the_aggregator_has_not_confirmed():
+    m = machine(leases=1)
+    feed(m, Joined("a"), Returned("a", result(0, 0)), Committed(0))
+    assert feed(m, Returned("a", result(1, 0))) == []
+    assert feed(m, Aggregated(1, RIGHT)) == [Close(1, (result(1, 0),))]
+    feed(m, Committed(1))
+    assert feed(m, Returned("a", result(2, 0, WRONG))) == []
+    assert feed(m, Aggregated(2, RIGHT)) == [
+        Notice("diverged", "a", 2, "lease 0"), SendRestore("a"), Assign("a", lease(2, 0, 1))
+    ]  # fmt: skip
 
 
 def test_a_worker_that_shares_the_canonical_parameters_waits_for_them():
@@ -319,16 +331,23 @@ def test_replicas_that_are_wrong_in_different_ways_are_rebuilt():
     assert Pause not in map(type, feed(m, Returned("b", result(0, 1, WRONG + 1))))
 
 
+def pair_that_voted_wrongly(**policy):
+    """Two replicas that agree closed generation 1, which is not committed yet."""
+    m = machine(leases=2, depth=1, **policy)
+    feed(m, Joined("a"), Joined("b"), Returned("a", result(0, 0)), Returned("b", result(0, 1)), Committed(0))
+    commands = feed(m, Returned("a", result(1, 0, WRONG)), Returned("b", result(1, 1, WRONG)))
+    assert isinstance(commands[0], Close)
+    return m
+
+
 def test_a_digest_that_comes_between_close_and_commit_is_compared():
-    m = machine(leases=1)
-    feed(m, Joined("a"), Returned("a", result(0, 0)), Committed(0), Returned("a", result(1, 0, WRONG)))
+    m = pair_that_voted_wrongly()
     assert feed(m, Aggregated(1, RIGHT)) == []
     assert isinstance(feed(m, Committed(1))[0], Pause)
 
 
 def test_digests_are_compared_after_the_end_too():
-    m = machine(leases=1, goal=2)
-    feed(m, Joined("a"), Returned("a", result(0, 0)), Committed(0), Returned("a", result(1, 0, WRONG)))
+    m = pair_that_voted_wrongly(goal=2)
     assert feed(m, Committed(1)) == [Finish(2, "goal")]
     assert isinstance(feed(m, Aggregated(1, RIGHT))[0], Pause)
 
@@ -337,17 +356,25 @@ def test_digests_are_compared_after_the_end_too():
 
 
 class Interleaving(RuleBasedStateMachine):
-    @initialize(units=st.integers(1, 24), goal=st.integers(1, 5), lag=st.integers(0, 3), depth=st.integers(1, 3))
-    def begin(self, units, goal, lag, depth):
-        self.world = World(units, Policy(goal, lag, depth, lease_timeout=10.0, hedge_floor=0.5))
-        self.world.join("w0", "good")
+    @initialize(
+        units=st.integers(1, 24),
+        goal=st.integers(1, 5),
+        lag=st.integers(0, 3),
+        depth=st.integers(1, 3),
+        audits=st.sampled_from([0.0, 0.3, 1.0]),
+    )
+    def begin(self, units, goal, lag, depth, audits):
+        policy = Policy(goal, lag, depth, 10.0, hedge_floor=0.5, audit_share=audits, audit_secret=SECRET)
+        self.world = World(units, policy)
+        self.world.join("good")
 
     def names(self):
         return sorted(self.world.workers) or ["nobody"]
 
-    @rule(number=st.integers(0, 5), character=st.sampled_from(CHARACTERS), shares=st.booleans())
-    def join(self, number, character, shares):
-        self.world.join(f"w{number}", character, shares)
+    @rule(character=st.sampled_from(CHARACTERS), shares=st.booleans())
+    @precondition(lambda self: len(self.world.workers) < 6)
+    def join(self, character, shares):
+        self.world.join(character, shares)
 
     @rule(pick=st.integers(0, 5))
     def leave(self, pick):
