@@ -200,7 +200,7 @@ class Coordinator:
                 self.telemetry.received(len(data))
                 if data:
                     self._on_reply(worker, data)
-        self.telemetry.fleet({"active": len(self.machine.workers)})
+        self.telemetry.fleet(self.machine.roster.states())
 
     def _on_reply(self, worker: str, data: bytes) -> None:
         """A reply that is not well formed costs the worker its open leases and its replica."""

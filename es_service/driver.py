@@ -20,7 +20,7 @@ _LINE_SECONDS = 5.0
 def follow(handle: Handle) -> Finish:
     """Beat and show progress until the run ends. The first Ctrl-C stops it at its last commit, a second gives up."""
     show = _Bar() if sys.stdout.isatty() else _Lines()
-    asked = 0
+    asked, alarm = 0, ""
     with show:
         while True:
             try:
@@ -28,7 +28,11 @@ def follow(handle: Handle) -> Finish:
                 if finish is not None:
                     show.show(handle.heartbeat(), last=True)
                     return finish
-                show.show(handle.heartbeat())
+                status = handle.heartbeat()
+                show.show(status)
+                if status.alarm != alarm:
+                    alarm = status.alarm
+                    show.note(f"warning: {alarm}")
             except KeyboardInterrupt:
                 asked += 1
                 if asked > 1:

@@ -43,6 +43,8 @@ class Status:
     bits_per_member: float | None = None
     wire_bits_per_member: float | None = None
     reason: str = ""
+    alarm: str = ""
+    """The last worker that was found wrong, and what it touched."""
     storage: str = ""
     """What keeps the run's files from being stored at present."""
 
@@ -171,6 +173,8 @@ class Telemetry:
     def notice(self, notice: Notice) -> None:
         """The state machine has something to say."""
         self.directory.log_event(notice.kind, worker=notice.worker, generation=notice.generation, detail=notice.detail)
+        if notice.kind == "quarantined":
+            self._show(alarm=f"{notice.worker} is in quarantine since generation {notice.generation}: {notice.detail}")
         self.metrics.lease_events.labels(notice.kind if notice.kind in LEASE_EVENTS else "other").inc()
 
     # Generations.
