@@ -35,11 +35,8 @@ TINY: dict[str, Any] = {
         "evaluate_every": 3,
         "evaluation_rows": 2,
         "keyframe_every": 2,
-<<<<<<< HEAD
         "metrics_port": -1,
-=======
         "audit_share": 0.0,
->>>>>>> f5d7f90 (Audits: a secret share of leases goes to two workers, disputes are settled, liars are quarantined)
         "detach": True,
     },
 }
