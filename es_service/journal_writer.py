@@ -25,7 +25,6 @@ from es_service.journal import (
     Header,
     JournalContents,
     Record,
-    canonical_json,
     encode,
     misfit,
     scan,
@@ -112,7 +111,7 @@ class JournalWriter:
     def open(cls, path: Path, expected_spec: dict[str, Any] | None = None) -> tuple[JournalWriter, JournalContents]:
         """Return the writer, and what the journal held before a torn tail and a close record were cut off.
 
-        `ConfigError` if the spec that the next generation would have is not `expected_spec`.
+        `ConfigError` if the spec that the next generation would have is not `expected_spec`, but for what may change.
         """
         with _explained(path, "cannot be looked at"):
             if not path.is_file():
@@ -269,11 +268,13 @@ def _me() -> str:
 
 
 def check_spec(path: Path, journaled: dict[str, Any], expected: dict[str, Any]) -> None:
-    """Raise `ConfigError`, naming the fields, unless the two specs are the same."""
-    if canonical_json(journaled) == canonical_json(expected):
-        return
-    fields = "; ".join(_differences(journaled, expected, ""))
-    raise ConfigError(f"the config is not the one of {path}: {fields}. Resume with the run's own config")
+    """Raise `ConfigError`, naming the fields, unless the two specs are the same but for the population."""
+    fields = "; ".join(_differences(journaled, expected | {"population": journaled.get("population")}, ""))
+    if fields:
+        raise ConfigError(
+            f"the config is not the one of {path}: {fields}. Resume with the run's own config; only the population may "
+            "change"
+        )
 
 
 def _differences(journaled: dict[str, Any], expected: dict[str, Any], prefix: str) -> Iterator[str]:

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -67,15 +67,20 @@ def save(
     return path
 
 
-def load(path: Path, layout: Layout, spec_hash: str, digest: Digest) -> Keyframe:
-    """Read a keyframe and check all that it says; `digest` recomputes the digest of its parameters."""
+def load(path: Path, layout: Layout, spec_hashes: Collection[str], digest: Digest) -> Keyframe:
+    """Read a keyframe and check all that it says; `digest` recomputes the digest of its parameters.
+
+    `spec_hashes` are those of all specs that the run had: a population that grew is another spec of the same run.
+    """
     tensors, metadata = read_model(path)
     generation = _generation_of(path)
     if generation is None:
         raise KeyframeError(f"{path}: a keyframe is named <generation>.safetensors")
     parameters_P = flatten(path, layout, tensors)
     actual = digest(layout, parameters_P)
-    for key, value in _metadata(generation, actual, spec_hash).items():
+    given = metadata.get("spec_hash", "")
+    expected = given if given in spec_hashes else sorted(spec_hashes)[0]
+    for key, value in _metadata(generation, actual, expected).items():
         if metadata.get(key) != value:
             raise KeyframeError(f"{path}: {key} is {metadata.get(key)!r}, not {value!r}: damaged, or of another run")
     return Keyframe(parameters_P, generation, actual)
@@ -90,7 +95,7 @@ def list_generations(directory: Path) -> list[int]:
 
 
 def newest_valid(
-    directory: Path, layout: Layout, spec_hash: str, digest: Digest, up_to: int | None = None
+    directory: Path, layout: Layout, spec_hashes: Collection[str], digest: Digest, up_to: int | None = None
 ) -> tuple[Keyframe | None, list[str]]:
     """Return the newest keyframe that passes every check, and what was wrong with newer ones.
 
@@ -101,7 +106,7 @@ def newest_valid(
         if up_to is not None and generation > up_to:
             continue
         try:
-            return load(directory / f"{generation}.safetensors", layout, spec_hash, digest), problems
+            return load(directory / f"{generation}.safetensors", layout, spec_hashes, digest), problems
         except KeyframeError as error:
             problems.append(str(error))
     return None, problems

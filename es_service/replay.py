@@ -13,6 +13,7 @@ from es_service.directory import RunDirectory
 from es_service.errors import DivergenceError, RunError
 from es_service.journal import JournalContents
 from es_service.problem import algorithm_of, initial_parameters, layout_of
+from es_service.specs import config_at, spec_hashes
 from es_service.types import Ops
 
 __all__ = ["Replay"]
@@ -38,9 +39,14 @@ class Replay:
     def nearest(self, generation: int) -> Canonical:
         """The newest sound keyframe up to `generation`, or generation 0."""
         self.problems = []
+        hashes = spec_hashes(self.contents)
         while generation >= 0:
             keyframe, problems = keyframes.newest_valid(
-                self.directory.keyframes_path, self.layout, self.config.spec_hash, self.ops.digest, up_to=generation
+                self.directory.keyframes_path,
+                self.layout,
+                spec_hashes(self.contents),
+                self.ops.digest,
+                up_to=generation,
             )
             self.problems += problems
             if keyframe is None:
@@ -73,8 +79,7 @@ class Replay:
         return deque(self.steps(start, to), maxlen=1).pop() if to > start.generation else start
 
     def _algorithm(self, generation: int) -> AbstractAlgorithm:
-        spec = self.contents.spec_at(generation)
-        return algorithm_of(RunConfig.model_validate(spec | {"deployment": self.config.deployment}))
+        return algorithm_of(config_at(self.contents, generation))
 
     def _checked(self, canonical: Canonical) -> Canonical:
         """Compare with the digest that the journal holds for this generation."""

@@ -19,6 +19,7 @@ from es_service.pools import Pool
 from es_service.problem import algorithm_of, initial_parameters, layout_of
 from es_service.replay import Replay
 from es_service.shared import SharedParameters
+from es_service.specs import spans
 from es_service.storage import Uploader, open_storage
 from es_service.telemetry import Telemetry
 from es_service.types import Ops, UInt8Array
@@ -55,7 +56,7 @@ def open_session(
     """
     config, corpus = with_corpus(config)
     storage = open_storage(config, directory.name, resume)
-    writer, start, commits = _resume(config, directory, ops) if resume else _begin(config, directory, ops)
+    writer, start, past = _resume(config, directory, ops) if resume else _begin(config, directory, ops)
     with ExitStack() as undo:
         undo.callback(writer.close)
         uploader = Uploader(storage, config, directory, writer) if storage else None
@@ -65,7 +66,7 @@ def open_session(
         shared = SharedParameters(directory.path, layout.size)
         aggregator = Aggregator(algorithm_of(config), layout, ops, start, keeper.after, shared)
         undo.callback(aggregator.close)
-        telemetry = _telemetry(config, directory, corpus, commits)
+        telemetry = _telemetry(config, directory, corpus, past)
         telemetry.metrics.journal_bytes.set(writer.bytes)
         undo.callback(telemetry.close)
         telemetry.expose(ops.name, ray_exporters)
@@ -76,15 +77,14 @@ def open_session(
 
 
 def _telemetry(
-    config: RunConfig,
-    directory: RunDirectory,
-    corpus: Corpus,
-    commits: journal.CommitIndex | tuple[journal.Commit, ...],
+    config: RunConfig, directory: RunDirectory, corpus: Corpus, past: journal.JournalContents | None
 ) -> Telemetry:
-    """Counters that go on from these commits; the baselines come when they are known."""
-    telemetry = Telemetry(config, directory, len(commits))
-    model_bytes = sum(map(_segments(config, corpus).bytes_read, range(len(commits))))
-    telemetry.resumed(commits, algorithm_of(config), model_bytes)
+    """Counters that go on from the journal; the baselines come when they are known."""
+    telemetry = Telemetry(config, directory, len(past.commits) if past else 0)
+    if past is not None:
+        for first, stop, then in spans(past):
+            model_bytes = sum(map(_segments(then, corpus).bytes_read, range(first, stop)))
+            telemetry.resumed(then, past.commits.between(first, stop), model_bytes)
 
     def compare() -> None:
         telemetry.baselines(baselines(corpus, held_out_rows(config, corpus)))
@@ -99,7 +99,7 @@ def _segments(config: RunConfig, corpus: Corpus) -> Segments:
     return Segments(corpus.train, config.population, segment.bytes, segment.burn_in, config.feeding)
 
 
-_Start = tuple[JournalWriter, Canonical, journal.CommitIndex | tuple[journal.Commit, ...]]
+_Start = tuple[JournalWriter, Canonical, journal.JournalContents | None]
 
 
 def _begin(config: RunConfig, directory: RunDirectory, ops: Ops) -> _Start:
@@ -109,7 +109,7 @@ def _begin(config: RunConfig, directory: RunDirectory, ops: Ops) -> _Start:
     writer = JournalWriter.create(directory.journal_path, journal.Header(config.spec, digest))
     try:
         directory.write_config(config)  # under the journal's lock
-        return writer, Canonical(0, parameters_P, digest), ()
+        return writer, Canonical(0, parameters_P, digest), None
     except BaseException:
         writer.close()
         raise
@@ -128,7 +128,10 @@ def _resume(config: RunConfig, directory: RunDirectory, ops: Ops) -> _Start:
         for problem in replay.problems:
             directory.log_event("keyframe_skipped", reason=problem)
         directory.log_event("resumed", generation=canonical.generation)
-        return writer, canonical, contents.commits
+        if contents.spec_at(canonical.generation) != config.spec:  # after the config, which a torn write may outlive
+            writer.append(journal.Change(canonical.generation, config.spec))
+            directory.log_event("changed", generation=canonical.generation, population=config.population)
+        return writer, canonical, contents
     except BaseException:
         writer.close()
         raise

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import platform
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from math import inf
@@ -14,7 +14,6 @@ import numpy as np
 
 from es_service import __version__, journal
 from es_service.aggregator import Applied
-from es_service.algorithms.base import AbstractAlgorithm
 from es_service.config import RunConfig
 from es_service.data import Baselines
 from es_service.directory import RunDirectory
@@ -22,7 +21,7 @@ from es_service.events import Finish, Notice
 from es_service.exporter import Exporter
 from es_service.messages import Behind, Lease, LeaseResult
 from es_service.metrics import BASELINES, LEASE_EVENTS, SIGNS, WORKER_STATES, Metrics
-from es_service.problem import layout_of
+from es_service.problem import algorithm_of, layout_of
 from es_service.types import Int8Array
 
 __all__ = ["Status", "Telemetry", "bits_per_byte"]
@@ -70,16 +69,15 @@ class Telemetry:
 
     # The metrics port.
 
-    def resumed(
-        self, commits: journal.CommitIndex | tuple[journal.Commit, ...], algorithm: AbstractAlgorithm, model_bytes: int
-    ) -> None:
-        """Counters go on from the journal; `model_bytes` is what the members of these commits read."""
+    def resumed(self, config: RunConfig, commits: Iterable[journal.Commit], model_bytes: int) -> None:
+        """Counters go on from commits of the journal that had this spec and whose members read `model_bytes`."""
+        algorithm, record = algorithm_of(config), None
         for record in commits:
             self._count_votes(algorithm.votes(record.record))
-        self.metrics.generations.inc(len(commits))
+            self.metrics.generations.inc()
         self.metrics.model_bytes.inc(model_bytes)
-        if commits:
-            self._show_scores(commits[len(commits) - 1])
+        if record is not None:
+            self._show_scores(config, record)
 
     def expose(self, backend: str, ray_exporters: Sequence[str] = ()) -> None:
         """Open the port, unless the deployment wants none; raises `ConfigError` if it cannot be had."""
@@ -195,7 +193,7 @@ class Telemetry:
         metrics.fsync_seconds.observe(fsync_seconds)
         metrics.wire_per_member.set((self._down + self._up) / self.config.population)
         self._count_votes(votes_Q)
-        self._show_scores(record)
+        self._show_scores(self.config, record)
         self._forget(record.generation)
         self._down = self._up = self._model_bytes = 0
         self._show(generation=record.generation + 1, **values)
@@ -235,12 +233,12 @@ class Telemetry:
         for sign, count in zip(SIGNS, (plus, len(votes_Q) - plus - minus, minus), strict=True):
             self.metrics.votes.labels(sign).inc(count)
 
-    def _show_scores(self, record: journal.Commit) -> None:
-        mean = record.score_sum / self.config.population
+    def _show_scores(self, config: RunConfig, record: journal.Commit) -> None:
+        mean = record.score_sum / config.population
         for statistic, score in (("min", record.score_min), ("mean", mean), ("max", record.score_max)):
             self.metrics.score.labels(statistic).set(score / 16)
-        self.metrics.loss.labels("train").set(bits_per_byte(self.config, mean))
-        self.metrics.record_per_member.set(len(record.record) / self.config.population)
+        self.metrics.loss.labels("train").set(bits_per_byte(config, mean))
+        self.metrics.record_per_member.set(len(record.record) / config.population)
 
     def _forget(self, generation: int) -> None:
         """Leases of long ago that nobody will answer: their worker's answer was malformed."""

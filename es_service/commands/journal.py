@@ -10,10 +10,11 @@ from typing import Any
 
 from es_service import journal
 from es_service.commands.display import bits, print_json
-from es_service.commands.sources import directory_of, spans
+from es_service.commands.sources import directory_of
 from es_service.directory import RunDirectory
 from es_service.errors import RunError
 from es_service.problem import algorithm_of
+from es_service.specs import spans
 
 __all__ = ["bits_per_member", "run", "summary", "wire_bits_per_member"]
 

@@ -14,6 +14,7 @@ from es_service.commands.display import progress
 from es_service.commands.sources import check_generation, directory_of, open_run
 from es_service.errors import DivergenceError, KeyframeError
 from es_service.replay import Replay
+from es_service.specs import spec_hashes
 from es_service.wiring import kernels
 
 __all__ = ["run"]
@@ -80,7 +81,7 @@ def _compare(replay: Replay, current: Canonical) -> list[str]:
     """What is wrong with the keyframe of this generation."""
     path = replay.directory.keyframes_path / f"{current.generation}.safetensors"
     try:
-        keyframe = keyframes.load(path, replay.layout, replay.config.spec_hash, replay.ops.digest)
+        keyframe = keyframes.load(path, replay.layout, spec_hashes(replay.contents), replay.ops.digest)
     except KeyframeError as error:
         return [str(error)]
     places = np.flatnonzero(keyframe.parameters_P != current.parameters_P)

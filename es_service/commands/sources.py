@@ -4,26 +4,23 @@ from __future__ import annotations
 
 import json
 from argparse import Namespace
-from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from pydantic import ValidationError
-
 from es_service import journal, keyframes
 from es_service.config import RunConfig
 from es_service.directory import RunDirectory
-from es_service.errors import ConfigError, KeyframeError, RunError
+from es_service.errors import ConfigError, KeyframeError
 from es_service.problem import layout_of
 from es_service.replay import Replay
+from es_service.specs import config_at
 from es_service.types import Int8Array, Ops
 
 __all__ = [
     "Model",
     "OpenedRun",
     "check_generation",
-    "config_at",
     "directory_of",
     "is_file",
     "load_model",
@@ -32,7 +29,6 @@ __all__ = [
     "parent_exists",
     "portable_config",
     "save_export",
-    "spans",
 ]
 
 
@@ -68,24 +64,6 @@ def open_run(directory: RunDirectory) -> OpenedRun:
     contents = journal.scan(directory.journal_path)
     config = config_at(contents, len(contents.commits))
     return OpenedRun(directory, config.model_copy(update={"deployment": deployment}), contents)
-
-
-def config_at(contents: journal.JournalContents, generation: int) -> RunConfig:
-    """The spec that the journal has for a generation, with a default deployment."""
-    try:
-        return RunConfig.model_validate(contents.spec_at(generation))
-    except ValidationError as error:
-        raise RunError(
-            f"{contents.path}: this version of es-service does not know the run's spec; use the one that wrote it: "
-            f"{error}"
-        ) from error
-
-
-def spans(contents: journal.JournalContents) -> Iterator[tuple[int, int, RunConfig]]:
-    """(first, stop, config) of each stretch of generations with one spec."""
-    starts = sorted({0, *(change.generation for change in contents.changes)})
-    for first, stop in zip(starts, [*starts[1:], len(contents.commits)], strict=True):
-        yield first, stop, config_at(contents, first)
 
 
 def check_generation(option: str, wanted: int | None, last: int) -> int:

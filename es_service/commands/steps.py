@@ -14,16 +14,15 @@ from es_service.coding import entropy_bits
 from es_service.commands.display import print_table
 from es_service.commands.sources import (
     OpenedRun,
-    config_at,
     directory_of,
     model_of_run,
     open_run,
     parent_exists,
     portable_config,
-    spans,
 )
 from es_service.errors import StepsError
 from es_service.problem import algorithm_of
+from es_service.specs import config_at, spans
 from es_service.steps import Step, Steps, StepsHeader
 from es_service.types import Ops
 from es_service.wiring import kernels

@@ -29,7 +29,6 @@ def test_a_second_run_of_the_same_name_is_refused_and_the_first_unharmed(run):
     ("change", "field"),
     [
         ({"seed": 2}, "seed is 1 in the journal and 2 in the config"),
-        ({"population": 80}, "population is 40 in the journal and 80"),
         ({"model__width": 32}, "model.width is 16 in the journal and 32"),
         ({"segment__burn_in": 1}, "segment.burn_in is 0"),
         ({"algorithm__rank": 2}, "algorithm.rank is 1"),
