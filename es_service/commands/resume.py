@@ -11,7 +11,7 @@ from es_service.storage import fetch
 
 
 def run(arguments: Namespace) -> int:
-    """The run's own config, with changes to its deployment; and its population; other changes to its spec are refused."""
+    """The run's own config, with changes to its deployment or population; others are refused by the journal."""
     directory = directory_of(arguments)
     if arguments.storage_url:
         print(fetch(arguments.storage_url, arguments.name, directory))
