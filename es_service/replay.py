@@ -42,11 +42,7 @@ class Replay:
         hashes = spec_hashes(self.contents)
         while generation >= 0:
             keyframe, problems = keyframes.newest_valid(
-                self.directory.keyframes_path,
-                self.layout,
-                spec_hashes(self.contents),
-                self.ops.digest,
-                up_to=generation,
+                self.directory.keyframes_path, self.layout, hashes, self.ops.digest, up_to=generation
             )
             self.problems += problems
             if keyframe is None:
