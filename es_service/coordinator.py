@@ -155,8 +155,7 @@ class Coordinator:
             applied = self.aggregator.take(0.0 if busy else _POLL_SECONDS)
         for news in applied:
             self._on_aggregator(news)
-        machine = self.machine
-        self.telemetry.look(machine.in_flight, machine.generation - machine.aggregated, self._replicas)
+        self.telemetry.look(self.machine, self._replicas)
         self._check_stop()
 
     def _patience(self) -> float:
@@ -192,15 +191,16 @@ class Coordinator:
                 if shares:
                     self._sharing.add(worker)
                 self._handle(events.Joined(worker, shares))
+                self.telemetry.fleet(len(self.machine.workers))
             case Gone(worker, reason):
                 self.telemetry.worker_gone(worker, reason)
                 self._replicas.pop(worker, None)
                 self._handle(events.Left(worker))
+                self.telemetry.fleet(len(self.machine.workers))
             case Reply(worker, data):
                 self.telemetry.received(len(data))
                 if data:
                     self._on_reply(worker, data)
-        self.telemetry.fleet(self.machine.roster.states())
 
     def _on_reply(self, worker: str, data: bytes) -> None:
         """A reply that is not well formed costs the worker its open leases and its replica."""

@@ -19,6 +19,7 @@ from es_service.data import Baselines
 from es_service.directory import RunDirectory
 from es_service.events import Finish, Notice
 from es_service.exporter import Exporter
+from es_service.generation import Machine
 from es_service.messages import Behind, Lease, LeaseResult
 from es_service.metrics import BASELINES, LEASE_EVENTS, SIGNS, WORKER_STATES, Metrics
 from es_service.problem import algorithm_of, layout_of
@@ -118,22 +119,24 @@ class Telemetry:
             del self._given[key]
             self.metrics.lease_events.labels("expired").inc()
 
-    def fleet(self, states: Mapping[str, int]) -> None:
-        """How many workers there are now, by state."""
-        self._show(workers=sum(states.values()))
-        for state in WORKER_STATES:
-            self.metrics.workers.labels(state).set(states.get(state, 0))
+    def fleet(self, workers: int) -> None:
+        """A worker came or went: how many there are now."""
+        self._show(workers=workers)
+        self._looked = -inf
 
-    def look(self, leases: int, canonical_lag: int, replicas: Mapping[str, int]) -> None:
-        """What is open now: leases held, and the generations of replicas. Looks closely once a second."""
+    def look(self, machine: Machine, replicas: Mapping[str, int]) -> None:
+        """Workers by state, leases held, generations of replicas. Walks over all workers, so once a second at most."""
         now = self.clock()
         if now - self._looked < 1:
             return
         self._looked = now
-        self.metrics.leases_in_flight.set(leases)
-        self.metrics.replica_lag.labels("canonical").set(canonical_lag)
-        slowest = min(replicas.values(), default=self.status.generation)
-        self.metrics.replica_lag.labels("slowest_worker").set(self.status.generation - slowest)
+        states = machine.roster.states()
+        for state in WORKER_STATES:
+            self.metrics.workers.labels(state).set(states[state])
+        self.metrics.leases_in_flight.set(machine.in_flight)
+        self.metrics.replica_lag.labels("canonical").set(machine.generation - machine.aggregated)
+        slowest = min(replicas.values(), default=machine.generation)
+        self.metrics.replica_lag.labels("slowest_worker").set(machine.generation - slowest)
 
     @contextmanager
     def waiting(self) -> Iterator[None]:

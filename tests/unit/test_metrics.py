@@ -19,9 +19,10 @@ from es_service.directory import RunDirectory
 from es_service.errors import ConfigError
 from es_service.events import Notice
 from es_service.exporter import Exporter
-from es_service.metrics import LEASE_EVENTS, Metrics
+from es_service.metrics import LEASE_EVENTS, WORKER_STATES, Metrics
 from es_service.pools import Gone
 from es_service.problem import algorithm_of, layout_of
+from es_service.roster import State
 from es_service.telemetry import Telemetry
 
 ROOT = Path(__file__).parents[2]
@@ -147,7 +148,13 @@ def test_notices_are_counted_by_kind(tiny_config):
 def test_every_kind_of_notice_has_a_label():
     sources = "\n".join(path.read_text() for path in (ROOT / "es_service").glob("*.py"))
     kinds = set(re.findall(r'Notice\(\s*"(\w+)"', sources))
-    assert {"hedged", "late", "fell"} <= kinds <= set(LEASE_EVENTS)
+    board = (ROOT / "es_service" / "board.py").read_text()
+    kinds |= set(re.findall(r'"(\w+)"(?= if | else |\n)', board.split("def add(")[1].split("def ")[0]))
+    assert {"hedged", "late", "fell", "audited", "duplicate", "mismatch"} <= kinds <= set(LEASE_EVENTS)
+
+
+def test_every_state_of_a_worker_has_a_label():
+    assert {state.value for state in State} == set(WORKER_STATES)
 
 
 def test_a_notice_that_nobody_knows_is_still_counted(one_run):
