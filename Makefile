@@ -5,7 +5,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 NATIVE := $(shell find workers/ops/native -name '*.cpp' -o -name '*.hpp' -o -name '*.h' -o -name '*.inc') CMakeLists.txt
 
-.PHONY: install train test lint sanitize amx aarch64 wheel bench clean
+.PHONY: install train test lint sanitize amx aarch64 wheel local-cluster bench clean
 
 install: $(VENV)/installed
 
@@ -31,10 +31,14 @@ lint: install
 sanitize amx aarch64: install
 	PYTHON=$(abspath $(BIN)/python) tests/native/$@.sh
 
-# dist then holds this wheel alone and the pins of what it needs: what cluster/setup.sh installs on the nodes.
+# dist then holds this wheel alone, the pins of what it needs, and what installs them on the nodes of a cluster.
 wheel: install
-	rm -rf dist && mkdir dist && cp constraints.txt dist
+	rm -rf dist && mkdir dist && cp constraints.txt cluster/setup.sh dist
 	$(BIN)/pip wheel --quiet --no-deps --constraint constraints.txt --wheel-dir dist .
+
+# Several Ray nodes on this machine, until Ctrl-C; NODES=4 for more.
+local-cluster: install
+	PATH=$(abspath $(BIN)):$$PATH cluster/local.sh $(NODES)
 
 bench: install
 	$(BIN)/python -m benchmarks.cpu --quick

@@ -1,14 +1,15 @@
 #!/usr/bin/env bash
 # Run on every node by `ray up` (setup_commands): installs the wheel that `make wheel` built, and its pinned
-# dependencies, into a virtual environment beside this script, and lets every shell of this user find it.
+# dependencies, into ../venv, and lets every shell of this user find it. `make wheel` puts it beside the wheel.
 # usage: setup.sh EXTRAS     for example: setup.sh cuda,s3
 set -euo pipefail
 extras=${1:?name the extras of es-service to install, for example: setup.sh cuda,s3}
-here=$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)
+dist=$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)
+here=$(dirname "$dist")
 
-wheels=("$here"/dist/es_service-*.whl)
+wheels=("$dist"/es_service-*.whl)
 if [ ${#wheels[@]} != 1 ] || [ ! -f "${wheels[0]}" ]; then
-  echo "error: $here/dist must hold one wheel and holds: ${wheels[*]}; run 'make wheel' before 'ray up'" >&2
+  echo "error: $dist must hold one wheel and holds: ${wheels[*]}; run 'make wheel' before 'ray up'" >&2
   exit 1
 fi
 wheel=${wheels[0]}
@@ -23,7 +24,7 @@ fi
 test -x "$here/venv/bin/python" || "$python" -m venv "$here/venv"
 
 pip=("$here/venv/bin/pip" --quiet --disable-pip-version-check)
-"${pip[@]}" install --constraint "$here/dist/constraints.txt" "es-service[$extras] @ file://$wheel"
+"${pip[@]}" install --constraint "$dist/constraints.txt" "es-service[$extras] @ file://$wheel"
 "${pip[@]}" install --force-reinstall --no-deps "$wheel"  # pip keeps an older build of the same version otherwise
 
 cat >"$here/env" <<ENV

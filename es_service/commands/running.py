@@ -51,6 +51,9 @@ def carry_out(config: RunConfig, directory: RunDirectory, resume: bool, address:
     """Launch, follow, report; the exit code."""
     signal.signal(signal.SIGTERM, _interrupt)
     print(_headline(config, directory), flush=True)
+    again = (
+        f"go on with: es-service resume {directory.name}{_runs_dir_flag(config)}"  # Ray may remove a job's directory
+    )
     with launch(config, directory, resume, address) as (handle, about):
         signal.signal(signal.SIGTERM, _interrupt)  # Ray installs its own
         print(f"kernels: {about}", flush=True)
@@ -64,7 +67,7 @@ def carry_out(config: RunConfig, directory: RunDirectory, resume: bool, address:
     else:
         print(f"the files of the run are on the head's node, in {directory.path}")
     if finish.reason != "goal":
-        print(f"go on with: es-service resume {directory.name}{_runs_dir_flag(config)}")
+        print(again)
     return 130 if finish.reason == "interrupted" else 0
 
 

@@ -114,13 +114,14 @@ def test_its_mounts_are_what_make_wheel_makes_and_the_script_reads(name):
     mounts = {source: target for target, source in read(name)["file_mounts"].items()}
     home = "/home/" + read(name)["auth"]["ssh_user"]
     assert mounts["./dist"] == f"{home}/es-service/dist"
-    assert mounts["./cluster/setup.sh"] == f"{home}/es-service/setup.sh"
     assert mounts["~/.ray/auth_token"] == f"{home}/.ray/auth_token"
     (setup,) = read(name)["setup_commands"]
-    extras = set(re.fullmatch(r"bash ~/es-service/setup\.sh ([a-z0-9,]+)", setup).group(1).split(","))
+    extras = set(re.fullmatch(r"bash ~/es-service/dist/setup\.sh ([a-z0-9,]+)", setup).group(1).split(","))
     known = re.findall(r"^(\w+) = \[", (ROOT / "pyproject.toml").read_text(), re.MULTILINE)
     assert extras <= set(known)
-    assert "--wheel-dir dist" in (ROOT / "Makefile").read_text()
+    made = (ROOT / "Makefile").read_text()
+    assert "cp constraints.txt cluster/setup.sh dist" in made
+    assert "--wheel-dir dist" in made
 
 
 # What the actors ask for

@@ -26,7 +26,7 @@ CHOICES = next(action for action in build_parser()._actions if action.dest == "c
 def commands(page):
     """Every `es-service ...` line of a code block."""
     for block in re.findall(r"^```(?:bash|sh|console)?\n(.*?)^```", page.read_text(), re.MULTILINE | re.DOTALL):
-        for line in block.splitlines():
+        for line in block.replace("\\\n", " ").splitlines():
             words = shlex.split(line.strip().removeprefix("$ "), comments=True)
             if words[:1] == ["es-service"]:
                 yield words[1:]

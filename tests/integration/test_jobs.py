@@ -1,0 +1,182 @@
+"""A user's day on a cluster: submit, watch, stop, submit again, fetch; and a job that is killed.
+
+The cluster is that of `make local-cluster`: three nodes on this machine, token authentication.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import shlex
+import signal
+import subprocess
+import sys
+import time
+import urllib.request
+from pathlib import Path
+
+import pytest
+
+from es_service.directory import RunDirectory
+from es_service.journal import scan
+
+pytestmark = pytest.mark.ray
+
+ROOT = Path(__file__).parents[2]
+BIN = Path(sys.executable).parent
+SERVICE = f"{sys.executable} -m es_service"
+LINE = re.compile(r"export (RAY_AUTH_MODE=token .*)")
+
+
+class Cluster:
+    """The environment of a user of `cluster/local.sh`, and what that user does."""
+
+    def __init__(self, process):
+        self.process = process
+        line = process.stdout.readline()
+        assert LINE.match(line), line
+        own = dict(word.split("=", 1) for word in shlex.split(LINE.match(line)[1]))
+        self.env = os.environ | own | {"PYTHONPATH": str(ROOT), "PATH": f"{BIN}:{os.environ['PATH']}"}
+        self.address = re.search(r"--address (\S+)", process.stdout.readline())[1]
+        self.token = Path(own["RAY_AUTH_TOKEN_PATH"]).read_text()
+        self.url = own["RAY_API_SERVER_ADDRESS"]
+
+    def run(self, *words):
+        """A command of the user; its output."""
+        command = [str(word) for word in words]
+        done = subprocess.run(command, env=self.env, capture_output=True, text=True, timeout=120, check=False)
+        assert done.returncode == 0, f"{shlex.join(command)}\n{done.stdout}\n{done.stderr}"
+        return done.stdout
+
+    def service(self, *words):
+        return self.run(sys.executable, "-m", "es_service", *words)
+
+    def submit(self, name, *words, **env_vars):
+        """`ray job submit` of `es-service ...`, with a working directory that holds the user's config."""
+        env = {"env_vars": env_vars, "working_dir": str(self.work)}
+        flags = ["--no-wait", "--submission-id", name, "--runtime-env-json", json.dumps(env)]
+        return self.run("ray", "job", "submit", *flags, "--", sys.executable, "-m", "es_service", *words)
+
+    def api(self, path, token=None):
+        request = urllib.request.Request(self.url + path)
+        request.add_header("Authorization", f"Bearer {token or self.token}")
+        with urllib.request.urlopen(request, timeout=30) as answer:
+            return json.load(answer)
+
+    def job(self, name):
+        return self.api(f"/api/jobs/{name}")
+
+    def actors(self):
+        """Classes of our actors that live."""
+        listed = self.api("/api/v0/actors?filter_keys=state&filter_predicates=%3D&filter_values=ALIVE")
+        names = [actor["class_name"] for actor in listed["data"]["result"]["result"]]
+        return [name for name in names if name in ("HeadActor", "WorkerActor")]
+
+
+@pytest.fixture(scope="module")
+def cluster(tmp_path_factory):
+    process = subprocess.Popen(
+        ["bash", ROOT / "cluster" / "local.sh", "2"],
+        env=os.environ | {"PATH": f"{BIN}:{os.environ['PATH']}", "PYTHONPATH": str(ROOT)},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    try:
+        cluster = Cluster(process)
+        cluster.work = tmp_path_factory.mktemp("work")
+        preset = (ROOT / "es_service" / "runs" / "egg-smoke.toml").read_text()
+        (cluster.work / "mine.toml").write_text(preset + "heartbeat_timeout_seconds = 3\nworkers = 1\n")
+        yield cluster
+    finally:
+        process.send_signal(signal.SIGINT)
+        _, errors = process.communicate(timeout=60)
+    assert process.returncode == 130, errors
+
+
+def wait_for(condition, what, seconds=120):
+    deadline = time.monotonic() + seconds
+    while not (value := condition()):
+        assert time.monotonic() < deadline, f"{what}: nothing in {seconds} s"
+        time.sleep(0.2)
+    return value
+
+
+def end(cluster, name):
+    """The last state of a job, with its output where that is not a success."""
+    ends = ("SUCCEEDED", "FAILED", "STOPPED")
+    job = wait_for(lambda: (job := cluster.job(name))["status"] in ends and job, f"{name} ends")
+    logs = "" if job["status"] == "SUCCEEDED" else cluster.api(f"/api/jobs/{name}/logs")["logs"] + job["message"]
+    print(logs)
+    return job["status"]
+
+
+def commits(directory):
+    return len(scan(directory.journal_path).commits) if directory.journal_path.exists() else 0
+
+
+def test_submit_watch_stop_submit_again_and_fetch(cluster, tmp_path):
+    directory = RunDirectory(tmp_path / "runs", "flow")
+    url = f"file://{tmp_path}/storage"
+    train = ["train", "mine.toml", "--name", "flow", "--or-resume", "--runs-dir", directory.path.parent]
+    train += ["--set", f"deployment.storage_url={url}"]
+    cluster.submit("flow-1", *train, "--set", "deployment.generations=100000")
+    wait_for(lambda: commits(directory) > 2, "the run begins")
+
+    assert cluster.run("ray", "job", "status", "flow-1").count("RUNNING")
+    assert "generation" in cluster.job("flow-1")["entrypoint"] + cluster.run("ray", "job", "logs", "flow-1")
+    status = json.loads(cluster.service("status", "flow", "--address", cluster.address, "--json"))
+    assert (status["state"], status["workers"], status["path"]) == ("running", 1, str(directory.path))
+    assert "flow" in cluster.service("status", "--address", cluster.address)
+
+    cluster.service("stop", "flow", "--address", cluster.address)
+    assert end(cluster, "flow-1") == "SUCCEEDED"
+    goal = commits(directory) + 3
+    cluster.submit("flow-2", *train, "--set", f"deployment.generations={goal}")
+    assert end(cluster, "flow-2") == "SUCCEEDED"
+    logs = cluster.api("/api/jobs/flow-2/logs")["logs"]
+    assert f"stopped at generation {goal}: goal" in logs, logs
+    assert cluster.actors() == []
+
+    elsewhere = RunDirectory(tmp_path / "laptop", "flow")
+    cluster.service("fetch", "flow", "--from", url, "--runs-dir", elsewhere.path.parent)
+    assert elsewhere.journal_path.read_bytes() == directory.journal_path.read_bytes()
+    model = tmp_path / "model.safetensors"
+    cluster.service("export", "flow", "--runs-dir", elsewhere.path.parent, "--out", model)
+    assert model.stat().st_size > 0
+    alone = ["--runs-dir", tmp_path / "alone", "--set", "deployment.pool=local"]
+    source = cluster.work / "mine.toml"
+    cluster.service("train", source, "--name", "flow", *alone, "--set", f"deployment.generations={goal}")
+    assert (tmp_path / "alone" / "flow" / "journal.bin").read_bytes() == directory.journal_path.read_bytes()
+
+
+def test_a_killed_job_leaves_no_actors(cluster, tmp_path):
+    directory = RunDirectory(tmp_path / "runs", "killed")
+    where = ["--runs-dir", directory.path.parent, "--set", "deployment.generations=100000"]
+    cluster.submit("killed-1", "train", "mine.toml", "--name", "killed", *where)
+    wait_for(lambda: commits(directory) > 1, "the run begins")
+    assert sorted(cluster.actors()) == ["HeadActor", "WorkerActor"]
+    os.kill(driver_of("killed", directory), signal.SIGKILL)
+    assert end(cluster, "killed-1") == "FAILED"
+    wait_for(lambda: not cluster.actors(), "the head stops", 60)
+    assert scan(directory.journal_path).close is not None
+    last = list(directory.events())[-1]
+    assert (last["kind"], last["reason"]) == ("finished", "no sign of the driver for 3 s")
+
+
+def driver_of(name, directory):
+    """The process that runs `es-service train` of this test, found by its own arguments."""
+    for folder in Path("/proc").glob("[0-9]*"):
+        try:
+            words = (folder / "cmdline").read_bytes().decode().split("\0")
+        except (FileNotFoundError, ProcessLookupError):
+            continue
+        if words[:1] == [sys.executable] and "train" in words and str(directory.path.parent) in words:
+            return int(folder.name)
+    raise AssertionError(f"no driver of {name}")
+
+
+def test_other_users_of_the_machine_are_kept_out(cluster):
+    with pytest.raises(urllib.error.HTTPError, match="403"):
+        cluster.api("/api/jobs/", token="0" * 64)
