@@ -88,6 +88,18 @@ def _with_deployment(parser: argparse.ArgumentParser) -> None:
         help="existing Ray cluster, or auto (default: $RAY_ADDRESS, as in a Ray job; else start a local one)",
     )
     parser.add_argument("--detach", action="store_true", help="let the run outlive this command; needs --address")
+    parser.add_argument(
+        "--dashboard",
+        action=argparse.BooleanOptionalAction,
+        help="serve a live page of the run on 127.0.0.1 (default: on a terminal)",
+    )
+    _with_port(parser, "--dashboard-port")
+    parser.add_argument("--tensorboard", action="store_true", help="write TensorBoard events into the run's directory")
+    parser.add_argument("--wandb", action="store_true", help="send figures to Weights & Biases, if it is installed")
+
+
+def _with_port(parser: argparse.ArgumentParser, name: str) -> None:
+    parser.add_argument(name, type=int, metavar="PORT", help="port of the page (default: 8270, or any that is free)")
 
 
 def _ray_address() -> str | None:
@@ -169,6 +181,15 @@ def _watching(commands: Commands[argparse.ArgumentParser]) -> None:
     status.add_argument("--json", action="store_true", help="print JSON")
     status.add_argument("--address", metavar="HOST:PORT", help="ask the heads of the runs under way on a Ray cluster")
     _with_runs_dir(status)
+
+    dashboard = _command(
+        commands,
+        "dashboard",
+        "serve a live page of a run on this machine",
+        "dashboard egg-laptop-1\ndashboard egg-laptop-1 --port 9000",
+    )
+    _with_run(dashboard)
+    _with_port(dashboard, "--port")
 
     journal = _command(commands, "journal", "show what a run's journal holds", "journal egg-laptop-1 --json")
     _with_run(journal)

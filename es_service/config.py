@@ -130,6 +130,8 @@ class DeploymentConfig(_Config):
     """Port of /metrics; 0: any free one; -1: none."""
     metrics_targets_dir: Path = Path("/tmp/es-service/targets")
     """Directory in which the head names that port to a Prometheus on its node, while it runs (file_sd)."""
+    sample_bytes: int = Field(160, ge=0, le=4096)
+    """Bytes of text that the model writes at each held-out evaluation, from the start of a document; 0: none."""
     heartbeat_timeout_seconds: float = Field(60.0, ge=2)
     """The head stops at a commit when its driver has been silent for this long, unless detached."""
     detach: bool = False

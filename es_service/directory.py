@@ -9,7 +9,6 @@ import re
 import tempfile
 import time
 from collections.abc import Iterator
-from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +18,7 @@ from es_service.config import NAME_PATTERN, RunConfig, explain
 from es_service.errors import ConfigError, RunError
 from es_service.journal_writer import LOCK_FILE, write_atomically
 
-__all__ = ["RunDirectory", "check_name", "next_name"]
+__all__ = ["RunDirectory", "check_name", "next_name", "parse_line"]
 
 
 def check_name(name: str) -> str:
@@ -50,6 +49,8 @@ class RunDirectory:
         self.keyframes_path = self.path / "keyframes"
         self.metrics_path = self.path / "metrics.jsonl"
         self.events_path = self.path / "events.jsonl"
+        self.samples_path = self.path / "samples.jsonl"
+        self.workers_path = self.path / "workers.json"
         self.stop_path = self.path / "stop"
 
     def check_new(self) -> None:
@@ -114,6 +115,10 @@ class RunDirectory:
         """Append one line to events.jsonl."""
         _append(self.events_path, {"kind": kind, "time": round(time.time(), 3), **values})
 
+    def log_sample(self, **values: Any) -> None:
+        """Append one line to samples.jsonl."""
+        _append(self.samples_path, {"kind": "sample", "time": round(time.time(), 3), **values})
+
     def metrics(self) -> Iterator[dict[str, Any]]:
         """Lines of metrics.jsonl; where a generation was evaluated again after a crash, both lines."""
         return (row for row in _lines(self.metrics_path) if isinstance(row.get("generation"), int))
@@ -121,6 +126,10 @@ class RunDirectory:
     def events(self) -> Iterator[dict[str, Any]]:
         """Lines of events.jsonl."""
         return _lines(self.events_path)
+
+    def samples(self) -> Iterator[dict[str, Any]]:
+        """Lines of samples.jsonl: text that the model of a generation wrote."""
+        return (row for row in _lines(self.samples_path) if isinstance(row.get("generation"), int))
 
 
 def _append(path: Path, values: dict[str, Any]) -> None:
@@ -138,8 +147,15 @@ def _lines(path: Path) -> Iterator[dict[str, Any]]:
         return
     with path.open(encoding="utf-8", errors="replace") as file:
         for line in file:
-            start = max(line.rfind('{"kind": '), 0)  # a crash may leave half a line, without its end, before the next
-            with suppress(json.JSONDecodeError):
-                values = json.loads(line[start:])
-                if isinstance(values, dict) and isinstance(values.get("kind"), str):
-                    yield values
+            if (values := parse_line(line)) is not None:
+                yield values
+
+
+def parse_line(line: str) -> dict[str, Any] | None:
+    """The values of one line of a side file, or None if it is damaged."""
+    start = max(line.rfind('{"kind": '), 0)  # a crash may leave half a line, without its end, before the next
+    try:
+        values = json.loads(line[start:])
+    except json.JSONDecodeError:
+        return None
+    return values if isinstance(values, dict) and isinstance(values.get("kind"), str) else None

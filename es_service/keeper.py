@@ -1,6 +1,8 @@
-"""What happens to canonical parameters beside training: held-out evaluation and keyframes."""
+"""What happens to canonical parameters beside training: held-out evaluation, samples of text and keyframes."""
 
 from __future__ import annotations
+
+import time
 
 import numpy as np
 
@@ -8,10 +10,14 @@ from es_service import keyframes
 from es_service.aggregator import Canonical
 from es_service.config import RunConfig
 from es_service.directory import RunDirectory
+from es_service.models.sampling import generate, visible
 from es_service.problem import layout_of, shape_of
 from es_service.types import Int8Array, Ops, UInt8Array
 
-__all__ = ["Keeper", "held_out_bits"]
+__all__ = ["Keeper", "held_out_bits", "sample_text"]
+
+_SAMPLE_TEMPERATURE = 0.7
+_SAMPLE_SEED = 1
 
 
 def held_out_bits(config: RunConfig, ops: Ops, parameters_P: Int8Array, rows_SW: UInt8Array) -> float:
@@ -23,6 +29,12 @@ def held_out_bits(config: RunConfig, ops: Ops, parameters_P: Int8Array, rows_SW:
     total = int(scores_S.sum(dtype=np.int64))
     rows, columns = rows_SW.shape
     return float(-total / (16 * rows * (columns - 1)))
+
+
+def sample_text(config: RunConfig, ops: Ops, parameters_P: Int8Array) -> str:
+    """Text from the start of a document, always with the same draws, so that only the model differs."""
+    what = (b"", config.deployment.sample_bytes, _SAMPLE_TEMPERATURE, _SAMPLE_SEED)
+    return visible(generate(ops, shape_of(config), parameters_P, *what))
 
 
 class Keeper:
@@ -61,4 +73,12 @@ class Keeper:
 
     def _evaluate(self, canonical: Canonical) -> float:
         self._evaluated = canonical.generation
+        if self.config.deployment.sample_bytes:
+            self._sample(canonical)
         return held_out_bits(self.config, self.ops, canonical.parameters_P, self.rows_SW)
+
+    def _sample(self, canonical: Canonical) -> None:
+        began = time.perf_counter()
+        text = sample_text(self.config, self.ops, canonical.parameters_P)
+        seconds = round(time.perf_counter() - began, 6)
+        self.directory.log_sample(generation=canonical.generation, text=text, seconds=seconds)

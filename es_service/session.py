@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable, Sequence
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 
 from es_service import journal
 from es_service.aggregator import Aggregator, Canonical
@@ -13,6 +13,7 @@ from es_service.coordinator import Coordinator
 from es_service.data import Corpus, baselines, evaluation_rows, load_corpus
 from es_service.data.segments import Segments
 from es_service.directory import RunDirectory
+from es_service.errors import RunError
 from es_service.journal_writer import JournalWriter
 from es_service.keeper import Keeper
 from es_service.pools import Pool
@@ -87,7 +88,9 @@ def _telemetry(
             telemetry.resumed(then, past.commits.between(first, stop), model_bytes)
 
     def compare() -> None:
-        telemetry.baselines(baselines(corpus, held_out_rows(config, corpus)))
+        found = baselines(corpus, held_out_rows(config, corpus))
+        with suppress(RunError):  # whoever writes next to a disk that is full will say so
+            telemetry.baselines(found)
 
     if config.deployment.metrics_port >= 0:
         threading.Thread(target=compare, name="baselines", daemon=True).start()

@@ -28,7 +28,7 @@ SEGMENT_BYTES = 4 << 20
 """A segment of this size is closed: it is never written again."""
 
 _JOURNAL = "journal.bin"
-_LOGS = ("metrics.jsonl", "events.jsonl")
+_LOGS = ("metrics.jsonl", "events.jsonl", "samples.jsonl")
 _CLOSE_BYTES = len(encode(Close(0, 0)))
 _LAST_TRIES = 3
 _LAST_SECONDS = 60.0

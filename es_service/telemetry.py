@@ -1,4 +1,4 @@
-"""What becomes known of a run: facts in; lines of metrics.jsonl and events.jsonl, metrics and the status out."""
+"""What becomes known of a run: facts in; lines of side files, workers.json, metrics and the status out."""
 
 from __future__ import annotations
 
@@ -24,6 +24,7 @@ from es_service.messages import Behind, Lease, LeaseResult
 from es_service.metrics import BASELINES, LEASE_EVENTS, SIGNS, WORKER_STATES, Metrics
 from es_service.problem import algorithm_of, layout_of
 from es_service.types import Int8Array
+from es_service.worker_table import WorkerTable
 
 __all__ = ["Status", "Telemetry", "bits_per_byte"]
 
@@ -62,6 +63,7 @@ class Telemetry:
         self.status = Status("running", generation, config.deployment.generations, 0)
         self._exporter: Exporter | None = None
         self._size = layout_of(config).size
+        self._table = WorkerTable(directory.workers_path, clock)
         self._opened = clock()
         self._woke = self._looked = -inf
         self._down = self._up = self._model_bytes = 0
@@ -88,6 +90,8 @@ class Telemetry:
 
     def baselines(self, baselines: Baselines) -> None:
         """What simple models need for the held-out text. May be called from another thread."""
+        values = {model: round(getattr(baselines, model), 6) for model in BASELINES}
+        self.directory.log_metrics("baselines", generation=self.status.generation, **values)
         for model in BASELINES:
             self.metrics.baseline.labels(model).set(getattr(baselines, model))
 
@@ -114,6 +118,7 @@ class Telemetry:
     def worker_gone(self, worker: str, reason: str) -> None:
         """A worker will answer nothing more: the leases that it had expire."""
         self.directory.log_event("worker_gone", worker=worker, reason=reason)
+        self._table.gone(worker)
         self.metrics.worker_events.labels("gone").inc()
         for key in [key for key in self._given if key[0] == worker]:
             del self._given[key]
@@ -166,6 +171,7 @@ class Telemetry:
         """A well-formed answer to a lease came, whether it will count or not."""
         since = self._given.pop((worker, answer.lease), None)
         if isinstance(answer, LeaseResult):
+            self._table.returned(worker, answer)
             self._model_bytes += answer.model_bytes
             self.metrics.lease_events.labels("returned").inc()
             if since is not None:
@@ -199,6 +205,7 @@ class Telemetry:
         self._show_scores(self.config, record)
         self._forget(record.generation)
         self._down = self._up = self._model_bytes = 0
+        self._table.write()
         self._show(generation=record.generation + 1, **values)
 
     def _log_commit(
@@ -273,6 +280,7 @@ class Telemetry:
 
     def finished(self, finish: Finish) -> None:
         """The journal is closed."""
+        self._table.write(at_once=True)
         self.directory.log_event("finished", generation=finish.generation, reason=finish.reason)
         self._show(state="finished", generation=finish.generation, reason=finish.reason)
 

@@ -20,4 +20,4 @@ def run(arguments: Namespace) -> int:
         stored = stored.with_deployment(storage_url=arguments.storage_url)
     config = with_flags(resolve(stored.model_dump(mode="json"), arguments.overrides), arguments)
     config = config.with_deployment(runs_dir=directory.path.absolute().parent)
-    return carry_out(config, directory, resume=True, address=arguments.address)
+    return carry_out(config, directory, True, arguments)

@@ -5,8 +5,10 @@ from __future__ import annotations
 import signal
 import sys
 from argparse import Namespace
+from collections.abc import Callable
 from types import FrameType
 
+from es_service.commands.watching import watching
 from es_service.config import RunConfig, resolve
 from es_service.directory import RunDirectory
 from es_service.driver import follow
@@ -47,16 +49,24 @@ def begun(config: RunConfig, directory: RunDirectory) -> bool:
     return True
 
 
-def carry_out(config: RunConfig, directory: RunDirectory, resume: bool, address: str | None) -> int:
+def carry_out(config: RunConfig, directory: RunDirectory, resume: bool, arguments: Namespace) -> int:
     """Launch, follow, report; the exit code."""
     signal.signal(signal.SIGTERM, _interrupt)
     print(_headline(config, directory), flush=True)
+    with watching(config, directory, arguments, resume) as announce:
+        return _carry_out(config, directory, resume, arguments.address, announce)
+
+
+def _carry_out(
+    config: RunConfig, directory: RunDirectory, resume: bool, address: str | None, announce: Callable[[], None]
+) -> int:
     again = (
         f"go on with: es-service resume {directory.name}{_runs_dir_flag(config)}"  # Ray may remove a job's directory
     )
     with launch(config, directory, resume, address) as (handle, about):
         signal.signal(signal.SIGTERM, _interrupt)  # Ray installs its own
         print(f"kernels: {about}", flush=True)
+        announce()
         if config.deployment.detach:
             print(f"detached; watch it with: es-service status {directory.name}")
             return 0

@@ -2,22 +2,16 @@
 
 from __future__ import annotations
 
-import unicodedata
 from argparse import Namespace
 
 from es_service.commands.sources import Model, load_model, model_of_run, open_run
 from es_service.config import RunConfig
 from es_service.directory import RunDirectory
-from es_service.models.sampling import generate
+from es_service.models.sampling import generate, visible
 from es_service.problem import shape_of
 from es_service.wiring import kernels
 
-__all__ = ["run", "sample_run", "visible"]
-
-_SHOWN_AS_THEY_ARE = "\n\t"
-_CONTROL_PICTURES = 0x2400
-_HIDDEN = ("C", "Zl", "Zp")
-"""Unicode categories that could disturb a terminal: controls, formats such as text direction, line separators."""
+__all__ = ["run", "sample_run"]
 
 
 def run(arguments: Namespace) -> int:
@@ -39,17 +33,3 @@ def sample_run(
     model: Model = model_of_run(open_run(directory), ops)
     text = prompt + generate(ops, shape_of(model.config), model.parameters_P, prompt, count, temperature, seed)
     return visible(text)
-
-
-def visible(text: bytes) -> str:
-    """UTF-8 with what cannot be shown replaced: control characters by their pictures, the rest by U+FFFD."""
-    return "".join(_visible(character) for character in text.decode("utf-8", "replace"))
-
-
-def _visible(character: str) -> str:
-    if character in _SHOWN_AS_THEY_ARE or not unicodedata.category(character).startswith(_HIDDEN):
-        return character
-    code = ord(character)
-    if code < 0x20:
-        return chr(_CONTROL_PICTURES + code)
-    return "\N{SYMBOL FOR DELETE}" if code == 0x7F else "\N{REPLACEMENT CHARACTER}"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import textwrap
 from argparse import Namespace
 from collections.abc import Sequence
 from pathlib import Path
@@ -58,6 +59,7 @@ def run_status(directory: RunDirectory) -> dict[str, Any]:
     happened = list(directory.events())
     ended = [event for event in happened if event["kind"] in ("finished", "failed")]
     stored = _by_generation(rows, "stored", commits)
+    sample = _newest_sample(directory, commits)
     goal = config.deployment.generations
     return {
         "name": directory.name,
@@ -74,6 +76,7 @@ def run_status(directory: RunDirectory) -> dict[str, Any]:
         "bits_per_member": bits_per_member(contents),
         "wire_bits_per_member": wire_bits_per_member(directory, commits),
         "workers": last.get("workers"),
+        "sample": sample,
         "journal_bytes": contents.valid_bytes,
         "torn_bytes": contents.torn_bytes,
         "updated": last.get("time"),
@@ -95,6 +98,11 @@ def _by_generation(rows: Sequence[dict[str, Any]], kind: str, last: int) -> list
     """Rows of a kind in order of generation; of one that was repeated after a crash, the newest."""
     found = {row["generation"]: row for row in rows if _is(row, kind) and row["generation"] <= last}
     return [found[generation] for generation in sorted(found)]
+
+
+def _newest_sample(directory: RunDirectory, last: int) -> dict[str, Any] | None:
+    found = [row for row in directory.samples() if row["generation"] <= last and isinstance(row.get("text"), str)]
+    return {"generation": found[-1]["generation"], "text": found[-1]["text"]} if found else None
 
 
 _FIELDS = {"commit": {"seconds", "model_bytes"}, "evaluation": {"bits_per_byte"}, "stored": {"bytes"}}
@@ -182,5 +190,8 @@ def _print_one(values: dict[str, Any]) -> None:
         lines["storage"] = f"{values['storage_url']}, {upto}{failing}"
     for name, text in lines.items():
         print(f"{name:<14}{text}")
+    if values["sample"] is not None:
+        print(f"text written at generation {values['sample']['generation']}:")
+        print(textwrap.indent(values["sample"]["text"], "  "))
     if values["state"] in ("stopped", "failed", "interrupted"):
         print(f"go on with: es-service resume {values['name']}")

@@ -21,7 +21,7 @@ def run(arguments: Namespace) -> int:
     if not resume:
         directory.check_new()
     config, _ = with_corpus(config)
-    return carry_out(config, directory, resume, arguments.address)
+    return carry_out(config, directory, resume, arguments)
 
 
 def _name(arguments: Namespace, runs_dir: Path) -> str:

@@ -8,6 +8,7 @@ gives the same text.
 
 from __future__ import annotations
 
+import unicodedata
 from collections.abc import Iterator
 from math import isfinite
 
@@ -17,11 +18,16 @@ from es_service import noise
 from es_service.errors import ConfigError
 from es_service.types import EggShape, Int8Array, Ops
 
-__all__ = ["MAX_BYTES", "generate"]
+__all__ = ["MAX_BYTES", "generate", "visible"]
 
 MAX_BYTES = noise.MAX_UNITS
 _WEIGHT_BITS = 40
 _DRAWS_AT_ONCE = 1024
+
+_SHOWN_AS_THEY_ARE = "\n\t"
+_CONTROL_PICTURES = 0x2400
+_HIDDEN = ("C", "Zl", "Zp")
+"""Unicode categories that could disturb a terminal: controls, formats such as text direction, line separators."""
 
 
 def generate(
@@ -79,3 +85,17 @@ def _choose(logits_V: Int8Array, weights: list[int] | None, draw: int) -> int:
         if left < 0:
             return byte
     raise AssertionError("a draw is below the sum of the weights")
+
+
+def visible(text: bytes) -> str:
+    """UTF-8 with what cannot be shown replaced: control characters by their pictures, the rest by U+FFFD."""
+    return "".join(_visible(character) for character in text.decode("utf-8", "replace"))
+
+
+def _visible(character: str) -> str:
+    if character in _SHOWN_AS_THEY_ARE or not unicodedata.category(character).startswith(_HIDDEN):
+        return character
+    code = ord(character)
+    if code < 0x20:
+        return chr(_CONTROL_PICTURES + code)
+    return "\N{SYMBOL FOR DELETE}" if code == 0x7F else "\N{REPLACEMENT CHARACTER}"

@@ -122,6 +122,19 @@ def test_status_as_text_has_both_bits_figures(es):
     assert "resume" not in out
 
 
+def test_status_shows_the_newest_text_of_the_model(es, finished_run, run_copy):
+    *_, newest = finished_run.directory.samples()
+    assert es("status", "done", "--json").json["sample"] == {"generation": 6, "text": newest["text"]}
+    out = es("status", "done").out
+    assert "text written at generation 6:" in out
+    assert newest["text"].split("\n")[0] in out
+    run_copy.directory.log_sample(generation=7, text="beyond the journal")
+    assert es("status", "done", "--json", at=run_copy).json["sample"]["generation"] == 6
+    run_copy.directory.samples_path.unlink()
+    assert es("status", "done", "--json", at=run_copy).json["sample"] is None
+    assert "text written" not in es("status", "done", at=run_copy).out
+
+
 def test_status_knows_a_run_under_way_by_its_lock(es, run_copy):
     lock_path = run_copy.directory.path / "journal.lock"
     with lock_path.open("r+") as lock:

@@ -20,7 +20,9 @@ GOLDEN = sorted((ROOT / "tests" / "golden").glob("*.npz"))
 SMALL = ROOT / "tests" / "golden" / "pub_d64_l2.npz"
 REFERENCE = ("--backend", "reference")
 RUNS = ["train", "resume", "stop", "status", "journal", "replay", "plot"]
-COMMANDS = [*RUNS, "fetch", "export", "steps", "from-steps", "sample", "eval", "verify", "presets", "doctor"]
+COMMANDS = [
+    *RUNS, "dashboard", "fetch", "export", "steps", "from-steps", "sample", "eval", "verify", "presets", "doctor",
+]  # fmt: skip
 
 
 # verify

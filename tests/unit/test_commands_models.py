@@ -15,13 +15,12 @@ from safetensors import safe_open
 
 from es_service import noise
 from es_service.commands import plot
-from es_service.commands.sample import visible
 from es_service.data import Baselines
 from es_service.errors import ConfigError
 from es_service.journal import MAGIC, encode, scan
 from es_service.keyframes import save_model
 from es_service.models import egg
-from es_service.models.sampling import generate
+from es_service.models.sampling import generate, visible
 from es_service.problem import layout_of
 from es_service.types import EggShape
 from workers.ops.reference import ReferenceOps

@@ -39,13 +39,13 @@ def files(directory):
 
 
 def lacking_news(run):
-    """The run's files without the lines that tell of the last upload."""
+    """The run's files without the lines that tell of the last upload, and without the table of its present workers."""
     stored = [b'"stored"', b'"storage_']
     return {
         name: b"".join(line for line in data.splitlines(True) if not any(word in line for word in stored))
         if name.endswith(".jsonl") else data
         for name, data in files(run.directory).items()
-        if not name.endswith(".lock")
+        if not name.endswith(".lock") and name != "workers.json"
     }  # fmt: skip
 
 

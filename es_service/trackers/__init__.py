@@ -1,0 +1,1 @@
+"""Copies of a run's figures for other tools, made from the files in its directory; one tool, one file."""
