@@ -1,77 +1,96 @@
-"""Ternary perturbations: the definition's properties, and the kernels against the definition."""
+"""The kernels of ternary perturbations against their definition, `es_service.ternary`: every result equal."""
 
 import numpy as np
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
+from es_service import ternary
 from es_service.errors import BackendError
-from es_service.types import NoiseAddress
-from workers.ops.cuda import ternary_reference as reference
+from es_service.types import Layout, NoiseAddress, Perturbations, TensorSpec
 from workers.ops.cuda.emulated import EmulatedDevice
 from workers.ops.cuda.ternary import TernaryKernels
 
+KERNELS = TernaryKernels(EmulatedDevice(1))
 ADDRESS = NoiseAddress(0x1234_5678_9ABC_DEF0, 77)
-SIZES = [1, 2, 5, 64, 100, 1000]
 
 
-@pytest.fixture(scope="module")
-def kernels():
-    return TernaryKernels(EmulatedDevice(2))
+def layout_of(*shapes):
+    tensors, offset = [], 0
+    for index, shape in enumerate(shapes):
+        tensors.append(TensorSpec(f"t{index}", shape, "matrix" if len(shape) == 2 else "vector", index, offset))
+        offset += tensors[-1].size
+    return Layout(tuple(tensors))
 
 
-@pytest.mark.parametrize("size", SIZES)
-def test_pi_is_a_permutation_and_its_inverse_undoes_it(size):
-    positions = reference.permutation(ADDRESS, size, np.arange(size))
-    assert sorted(positions.tolist()) == list(range(size))
-    assert np.array_equal(np.arange(size), reference.inverse(ADDRESS, size, positions))
+@st.composite
+def perturbations(draw, supports=("exact", "columns")):
+    shape = st.tuples(st.integers(1, 40)) | st.tuples(st.integers(1, 12), st.integers(1, 30))
+    layout = layout_of(*draw(st.lists(shape, min_size=1, max_size=5)))
+    support = draw(st.sampled_from(supports))
+    address = NoiseAddress(draw(st.integers(0, (1 << 64) - 1)), draw(st.integers(0, (1 << 32) - 1)))
+    room = ternary.column_count(layout) if support == "columns" else layout.size
+    nonzeros = draw(st.integers(1, room))
+    return Perturbations(support, address, layout, draw(st.integers(1, room // nonzeros)), nonzeros)
 
 
-@pytest.mark.parametrize("size", SIZES)
-def test_supports_are_disjoint_and_equal_on_the_device(size, kernels):
-    positions, signs = kernels.support(ADDRESS, size, 0, size)
-    expected = reference.support(ADDRESS, size, 0, size)
-    assert np.array_equal(expected[0], positions)
-    assert np.array_equal(expected[1], signs)
+def votes_and_weights(p):
+    rng = np.random.default_rng(p.layout.size)
+    return rng.integers(-1, 2, p.units).astype(np.int8), rng.integers(-1, 2, p.layout.size).astype(np.int8)
 
 
-def test_another_generation_has_another_permutation_and_other_signs():
-    other = NoiseAddress(ADDRESS.seed, ADDRESS.epoch + 1)
-    first, second = reference.support(ADDRESS, 1000, 0, 1000), reference.support(other, 1000, 0, 1000)
-    assert (first[0] == second[0]).sum() < 20
-    assert abs(int((first[1] == second[1]).sum()) - 500) < 100
+@given(perturbations(), st.data())
+@settings(max_examples=40, deadline=None)
+def test_nonzeros_of_disjoint_supports(p, data):
+    first = data.draw(st.integers(0, p.units - 1))
+    units = data.draw(st.integers(1, p.units - first))
+    expected, got = ternary.nonzeros(p, first, units), KERNELS.nonzeros(p, first, units)
+    for name in ("starts_U1", "positions_N", "signs_N"):
+        assert np.array_equal(getattr(expected, name), getattr(got, name)), name
+        assert getattr(expected, name).dtype == getattr(got, name).dtype
 
 
-def votes_and_weights(units, size):
-    rng = np.random.default_rng(size)
-    return rng.integers(-1, 2, units).astype(np.int8), rng.integers(-1, 2, size).astype(np.int8)
+@given(perturbations(("exact", "columns", "bernoulli")))
+@settings(max_examples=40, deadline=None)
+def test_step_is_the_clamped_sum(p):
+    votes_U, weights_P = votes_and_weights(p)
+    expected = np.clip(weights_P + np.clip(ternary.sums(p, votes_U), -1, 1), -1, 1)
+    KERNELS.step(p, votes_U, weights_P)
+    assert np.array_equal(expected, weights_P)
 
 
-@pytest.mark.parametrize(("size", "units", "nonzeros"), [(100, 9, 11), (1000, 7, 1), (5, 5, 1)])
-def test_step_equals_the_definition_and_its_slices(size, units, nonzeros, kernels):
-    votes, weights = votes_and_weights(units, size)
-    expected, got = weights.copy(), weights.copy()
-    reference.step(ADDRESS, expected, votes, nonzeros)
-    kernels.step(ADDRESS, got, votes, nonzeros)
-    assert np.array_equal(expected, got)
-    parts = [
-        kernels.slice_of_step(ADDRESS, size, votes, nonzeros, first, min(37, size - first))
-        for first in range(0, size, 37)
-    ]
-    assert np.array_equal(np.clip(weights + np.concatenate(parts), -1, 1), expected)
-    assert np.array_equal(parts[0], reference.slice_of_step(ADDRESS, size, votes, nonzeros, 0, min(37, size)))
+@given(perturbations(), st.data())
+@settings(max_examples=40, deadline=None)
+def test_slices_are_rebuilt_alone(p, data):
+    votes_U, _ = votes_and_weights(p)
+    first = data.draw(st.integers(0, p.layout.size - 1))
+    count = data.draw(st.integers(1, p.layout.size - first))
+    expected = ternary.slice_of_sums(p, votes_U, first, count)
+    assert np.array_equal(expected, KERNELS.slice_of_sums(p, votes_U, first, count))
+    assert np.array_equal(expected, ternary.sums(p, votes_U)[first : first + count])
 
 
-@pytest.mark.parametrize("density", [0.0, 0.01, 0.5])
-def test_bernoulli_step(density, kernels):
-    votes, weights = votes_and_weights(12, 203)
-    sums = reference.bernoulli_sums(ADDRESS, 203, votes, density)
-    got = weights.copy()
-    assert np.array_equal(sums, kernels.bernoulli_step(ADDRESS, got, votes, density))
-    assert np.array_equal(np.clip(weights + np.clip(sums, -1, 1), -1, 1), got)
+@pytest.mark.parametrize("support", ["exact", "columns", "bernoulli"])
+def test_a_step_without_votes_changes_nothing(support):
+    p = Perturbations(support, ADDRESS, layout_of((4, 9), (5,)), 2, 3)
+    _, weights_P = votes_and_weights(p)
+    before = weights_P.copy()
+    KERNELS.step(p, np.zeros(2, np.int8), weights_P)
+    assert np.array_equal(before, weights_P)
 
 
-def test_more_non_zeros_than_weights_are_refused(kernels):
-    votes, weights = votes_and_weights(4, 10)
-    with pytest.raises(BackendError, match="do not fit"):
-        kernels.step(ADDRESS, weights, votes, 3)
-    with pytest.raises(BackendError, match="non-zeros"):
-        kernels.support(ADDRESS, 10, 8, 3)
+def test_bernoulli_of_every_weight():
+    """floor(k 2^32 / P) is 2^32 for k = P, one more than 32 bits hold."""
+    p = Perturbations("bernoulli", ADDRESS, layout_of((7, 9)), 1, 63)
+    weights_P, expected = np.zeros(63, np.int8), ternary.sums(p, np.ones(1, np.int8))
+    KERNELS.step(p, np.ones(1, np.int8), weights_P)
+    assert np.array_equal(expected, weights_P)
+    assert (weights_P != 0).all()
+
+
+def test_slices_that_there_are_not_are_refused():
+    exact = Perturbations("exact", ADDRESS, layout_of((2, 5)), 2, 3)
+    dense = Perturbations("bernoulli", ADDRESS, layout_of((2, 5)), 2, 3)
+    for p, first, count in ((exact, 8, 3), (exact, -1, 3), (exact, 0, 0), (dense, 0, 3)):
+        with pytest.raises(BackendError, match=r"of 10 \("):
+            KERNELS.slice_of_sums(p, np.ones(2, np.int8), first, count)

@@ -3,7 +3,7 @@
 import numpy as np
 
 from es_service.models import egg
-from es_service.types import EggShape, Noise, NoiseAddress
+from es_service.types import EggShape, Layout, Noise, NoiseAddress, Perturbations, TensorSpec
 from workers.ops.cuda import _launch
 from workers.ops.cuda.emulated import EmulatedDevice, EmulatedOps
 from workers.ops.cuda.ternary import TernaryKernels
@@ -15,12 +15,15 @@ def run() -> None:
         _launch.TILES, [(16, 1, 1, 9), (48, 1, 3, 7), (144, 1, 1, 3), (64, 2, 2, 9)], strict=True
     ):
         _forward_and_update(tile, width, layers, rank, pairs)
-    ternary, address = TernaryKernels(EmulatedDevice()), NoiseAddress(5, 6)
-    votes, weights = np.array([1, -1, 0], np.int8), np.zeros(37, np.int8)
-    ternary.support(address, 37, 3, 34)
-    ternary.step(address, weights, votes, 12)
-    ternary.slice_of_step(address, 37, votes, 12, 1, 36)
-    ternary.bernoulli_step(address, weights, votes, 0.5)
+    kernels, tensors = TernaryKernels(EmulatedDevice()), (TensorSpec("w", (3, 11), "matrix", 0, 0),)
+    layout = Layout((*tensors, TensorSpec("v", (4,), "vector", 1, 33)))
+    for support in ("exact", "columns", "bernoulli"):
+        p = Perturbations(support, NoiseAddress(5, 6), layout, 3, 4)
+        votes, weights = np.array([1, -1, 0], np.int8), np.zeros(37, np.int8)
+        kernels.step(p, votes, weights)
+        if support != "bernoulli":
+            kernels.nonzeros(p, 1, 2)
+            kernels.slice_of_sums(p, votes, 1, 36)
     print("all within bounds")
 
 

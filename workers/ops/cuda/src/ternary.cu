@@ -1,9 +1,9 @@
-// Ternary perturbations for noise_step, rebuilt from counters (specs/noise_step.md section 8).
+// Ternary perturbations for noise_step, rebuilt from counters. Definition in NumPy: es_service/ternary.py.
 //
-// Exactly k non-zeros, disjoint supports: perturbation i touches pi(i k) .. pi(i k + k - 1), pi a keyed permutation
-// of [0, d): a 4-round balanced Feistel network with cycle walking. Disjoint supports mean that no weight is touched
-// twice, so the step is a scatter without atomics, and pi's inverse gives any slice of it alone.
-// Definition in NumPy: workers/ops/cuda/ternary_reference.py.
+// exact: perturbation i touches the weights pi(i k) .. pi(i k + k - 1), pi a keyed permutation of [0, P): a 4-round
+// balanced Feistel network with cycle walking. columns: pi permutes the columns of all matrices, and a column has one
+// non-zero, in a row from a counter of its own. In both no weight is touched twice, so the step is a scatter without
+// atomics, and pi's inverse gives any slice of it alone. bernoulli: every weight asks every perturbation.
 
 enum { kRounds = 4 };
 
@@ -44,49 +44,91 @@ struct Permutation {
     }
 };
 
+// What pi's values are: weights, or columns numbered through all tensors. A vector is one column.
+struct TernaryPlaces {
+    const i64* tensors;  // (count, 4): first weight, rows, columns, columns of the tensors before; null: weights
+    i32 count;
+    Key key;
+
+    // The last tensor whose `field` is at most `value`.
+    ES_DEVICE const i64* find(i32 field, i64 value) const {
+        i32 low = 0, high = count;
+        while (high - low > 1) {
+            const i32 middle = (low + high) / 2;
+            if (tensors[4 * middle + field] <= value) low = middle;
+            else
+                high = middle;
+        }
+        return tensors + 4 * low;
+    }
+    // The weight that a perturbation with this place touches.
+    ES_DEVICE i64 weight(i64 place) const {
+        if (!tensors) return place;
+        const i64* t = find(3, place);
+        const u64 word = philox(key, 0, (u32)kTernarySupport << 24 | kRounds, (u32)place).x;
+        return t[0] + (i64)(word * (u64)t[1] >> 32) * t[2] + (place - t[3]);
+    }
+    // The place that a weight is in.
+    ES_DEVICE i64 of(i64 weight) const {
+        if (!tensors) return weight;
+        const i64* t = find(0, weight);
+        return t[3] + (weight - t[0]) % t[2];
+    }
+};
+
 // Bit 0 of entry j of the sign stream: 1 is +1, 0 is -1.
 ES_DEVICE i32 ternary_sign(Key key, u64 j) {
     const uint4 words = philox(key, (u32)(j / 16), (u32)kTernarySign << 24, 0);
     return (byte_of(word_of(words, (int)(j % 16) / 4), (int)(j % 4)) & 1) ? 1 : -1;
 }
 
-// positions[n] = pi(first + n), signs[n] = its sign, n < count: the supports of perturbations, in order.
-ES_KERNEL __launch_bounds__(128)
-    ternary_support(i64* __restrict__ positions,  // (count,), written
-                    i8* __restrict__ signs,       // (count,), written
-                    i64 first, i64 count, i64 size, u32 half_bits, u32 key0, u32 key1, u32 epoch) {
-    const Permutation permutation = {{key0, key1, epoch}, half_bits, (u64)size};
+#define ES_PLACES                                       \
+    const Key key = {key0, key1, epoch};                \
+    const Permutation pi = {key, half_bits, (u64)size}; \
+    const TernaryPlaces places = {tensors, tensor_count, key}
+
+// positions[n] = the weight at place pi(first + n), signs[n] = its sign, n < count: supports, in order.
+ES_KERNEL __launch_bounds__(128) ternary_support(i64* __restrict__ positions,  // (count,), written
+                                                 i8* __restrict__ signs,       // (count,), written
+                                                 i64 first, i64 count, const i64* __restrict__ tensors,
+                                                 i32 tensor_count, i64 size, u32 half_bits, u32 key0, u32 key1,
+                                                 u32 epoch) {
+    ES_PLACES;
     for (i64 n = (i64)blockIdx.x * blockDim.x + threadIdx.x; n < count; n += (i64)gridDim.x * blockDim.x) {
-        const u64 position = permutation((u64)(first + n));
-        positions[n] = (i64)position;
-        signs[n] = (i8)ternary_sign(permutation.key, position);
+        const i64 position = places.weight((i64)pi((u64)(first + n)));
+        positions[n] = position;
+        signs[n] = (i8)ternary_sign(key, (u64)position);
     }
 }
 
-// weights[pi(n)] := clamp_T(weight + vote of n div k x sign), n < units k.
-ES_KERNEL __launch_bounds__(128)
-    ternary_step(i8* __restrict__ weights,      // (size,), values -1, 0, 1, +=
-                 const i8* __restrict__ votes,  // (units,)
-                 i64 units, i64 nonzeros, i64 size, u32 half_bits, u32 key0, u32 key1, u32 epoch) {
-    const Permutation permutation = {{key0, key1, epoch}, half_bits, (u64)size};
+// weights[j] := clamp_T(weight + vote of n div k x sign), j the weight at place pi(n), n < units k.
+ES_KERNEL __launch_bounds__(128) ternary_step(i8* __restrict__ weights,      // (P,), values -1, 0, 1, +=
+                                              const i8* __restrict__ votes,  // (units,)
+                                              i64 units, i64 nonzeros, const i64* __restrict__ tensors,
+                                              i32 tensor_count, i64 size, u32 half_bits, u32 key0, u32 key1,
+                                              u32 epoch) {
+    ES_PLACES;
     for (i64 n = (i64)blockIdx.x * blockDim.x + threadIdx.x; n < units * nonzeros; n += (i64)gridDim.x * blockDim.x) {
         const i32 vote = votes[n / nonzeros];
         if (!vote) continue;
-        const u64 j = permutation((u64)n);
-        weights[j] = (i8)max(-1, min(1, weights[j] + vote * ternary_sign(permutation.key, j)));
+        const i64 j = places.weight((i64)pi((u64)n));
+        weights[j] = (i8)max(-1, min(1, weights[j] + vote * ternary_sign(key, (u64)j)));
     }
 }
 
-// step[j] = what ternary_step adds to weight first + j before it clamps: a slice, rebuilt alone.
+// step[n] = what ternary_step adds to weight first + n before it clamps: a slice, rebuilt alone.
 ES_KERNEL __launch_bounds__(128) ternary_slice(i8* __restrict__ step,         // (count,), written
                                                const i8* __restrict__ votes,  // (units,)
-                                               i64 first, i64 count, i64 units, i64 nonzeros, i64 size, u32 half_bits,
-                                               u32 key0, u32 key1, u32 epoch) {
-    const Permutation permutation = {{key0, key1, epoch}, half_bits, (u64)size};
+                                               i64 first, i64 count, i64 units, i64 nonzeros,
+                                               const i64* __restrict__ tensors, i32 tensor_count, i64 size,
+                                               u32 half_bits, u32 key0, u32 key1, u32 epoch) {
+    ES_PLACES;
     for (i64 at = (i64)blockIdx.x * blockDim.x + threadIdx.x; at < count; at += (i64)gridDim.x * blockDim.x) {
-        const u64 j = (u64)(first + at), n = permutation.inverse(j);
-        const i32 vote = n < (u64)(units * nonzeros) ? votes[n / (u64)nonzeros] : 0;
-        step[at] = (i8)(vote ? vote * ternary_sign(permutation.key, j) : 0);
+        const i64 j = first + at, place = places.of(j);
+        const u64 n = pi.inverse((u64)place);
+        i32 vote = n < (u64)(units * nonzeros) ? votes[n / (u64)nonzeros] : 0;
+        if (vote && places.weight(place) != j) vote = 0;  // another row of its column
+        step[at] = (i8)(vote ? vote * ternary_sign(key, (u64)j) : 0);
     }
 }
 
@@ -95,7 +137,7 @@ ES_KERNEL __launch_bounds__(128) ternary_slice(i8* __restrict__ step,         //
 ES_KERNEL __launch_bounds__(128) ternary_bernoulli(i32* __restrict__ sums,         // (size,), +=
                                                    const i32* __restrict__ units,  // (active,) units that voted
                                                    const i8* __restrict__ votes,   // (active,)
-                                                   i32 active, i64 size, u32 below, u32 key0, u32 key1, u32 epoch) {
+                                                   i32 active, i64 size, u64 below, u32 key0, u32 key1, u32 epoch) {
     const Key key = {key0, key1, epoch};
     for (i64 four = (i64)blockIdx.x * blockDim.x + threadIdx.x; 4 * four < size; four += (i64)gridDim.x * blockDim.x) {
         i32 sum[4] = {};
