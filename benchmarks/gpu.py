@@ -3,7 +3,7 @@
 Golden vectors; random shapes against the fastest other backend here; compute-sanitizer where it is installed; then
 bytes/s of a generation's forward pass, alone and with the update, beside the int8 peak and the memory bandwidth
 measured in the same run (a large product and a large copy through torch). Needs NumPy, CuPy and torch; no Ray, no
-network. A first wrong result ends the run.
+network. A first wrong result ends the run. What its time is too short for is named and left out.
 
     python -m benchmarks.gpu [--quick] [--json gpu.json]
 """
@@ -11,6 +11,7 @@ network. A first wrong result ends the run.
 from __future__ import annotations
 
 import argparse
+import itertools
 import json
 import shutil
 import subprocess
@@ -52,6 +53,9 @@ SHAPES = [
 ]
 SANITIZED = SHAPES[:4]
 
+SECONDS, QUICK_SECONDS = 420.0, 90.0
+"""Time in which work is begun; what is under way then ends within seconds."""
+
 
 @dataclass(frozen=True, slots=True)
 class Row:
@@ -76,6 +80,17 @@ class Peaks:
 
     int8_operations: float
     memory_bytes: float
+
+
+class Budget:
+    """Time that is left."""
+
+    def __init__(self, seconds: float) -> None:
+        self._end = time.monotonic() + seconds
+
+    def left(self) -> float:
+        """Seconds; 0 when there are none."""
+        return max(0.0, self._end - time.monotonic())
 
 
 # ---- right -------------------------------------------------------------------------------------------------------
@@ -106,7 +121,10 @@ def check_shapes(ops: AbstractOps, other: AbstractOps, shapes: list[tuple[int, i
     """Compare every operation on random models; how many shapes."""
     for shape in shapes:
         for what, expected, got in zip(
-            ("scores", "state", "sums", "weights", "digest"), _run(other, shape), _run(ops, shape), strict=True
+            ("scores", "state", "sums", "weights", "updated", "digest"),
+            _run(other, shape),
+            _run(ops, shape),
+            strict=True,
         ):
             if not np.array_equal(expected, got):
                 raise SystemExit(
@@ -129,11 +147,13 @@ def _run(ops: AbstractOps, shape: tuple[int, int, int, int]) -> Iterator[Any]:
     yield sums_P
     ops.apply(parameters_P, sums_P, 13 * isqrt(pairs) * 256)
     yield parameters_P
+    ops.update(layout, rank, address, rng.integers(-1, 2, pairs).astype(np.int8), True, isqrt(pairs), parameters_P)
+    yield parameters_P
     yield ops.digest(layout, parameters_P)
 
 
-def sanitize(tools: tuple[str, ...]) -> list[str]:
-    """One line a tool of compute-sanitizer; an error that it finds ends the run."""
+def sanitize(tools: tuple[str, ...], budget: Budget) -> list[str]:
+    """One line a tool of compute-sanitizer, a third of the time left for each; an error that it finds ends the run."""
     program = shutil.which("compute-sanitizer")
     if program is None:
         return ["compute-sanitizer: not installed"]
@@ -150,7 +170,12 @@ def sanitize(tools: tuple[str, ...]) -> list[str]:
             "benchmarks.gpu",
             "--equality-only",
         ]
-        done = subprocess.run(command, capture_output=True, text=True, check=False)
+        seconds = budget.left() / 3
+        try:
+            done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=seconds)
+        except subprocess.TimeoutExpired:
+            lines.append(f"compute-sanitizer {tool}: no verdict within {seconds:.0f} s")
+            continue
         if done.returncode:
             raise SystemExit(f"benchmarks.gpu: compute-sanitizer {tool}:\n{(done.stdout + done.stderr)[-3000:]}")
         lines.append(f"compute-sanitizer {tool}: no errors")
@@ -199,9 +224,15 @@ def memory_bytes(width: int) -> int:
 
 
 def measure(
-    ops: AbstractDeviceOps, members: int, width: int, repeats: int, peak: Peaks | None, work: float = 2e7
+    ops: AbstractDeviceOps,
+    members: int,
+    width: int,
+    repeats: int,
+    peak: Peaks | None,
+    budget: Budget,
+    work: float = 2e7,
 ) -> Row:
-    """One generation of `members`: seconds of its forward pass and of its update, medians."""
+    """One generation of `members`: seconds of its forward pass and of its update, medians of at most `repeats`."""
     shape, layout, address = EggShape(width, LAYERS, 4), egg.layout(width, LAYERS), NoiseAddress(42, 0)
     steps = int(max(4, min(100, work * (256 / width) ** 2 / members)))
     rng = np.random.default_rng(members)
@@ -215,12 +246,12 @@ def measure(
         scores_M = ops.member_scores(ops.prepare(shape, parameters_P), noise, rows, row_of_pair, 0)
         scored = time.perf_counter()
         votes_Q = np.sign(scores_M[0::2] - scores_M[1::2]).astype(np.int8)
-        sums_P = np.zeros(layout.size, np.int32)
-        ops.accumulate(layout, noise, votes_Q, False, sums_P)
-        ops.apply(parameters_P.copy(), sums_P, 0)
+        ops.update(layout, 1, address, votes_Q, False, 0, parameters_P.copy())
         if repeat:  # the first one warms up
             forward.append(scored - began)
             update.append(time.perf_counter() - scored)
+            if not budget.left():
+                break
     seconds, text = median(forward), members * steps
     speed = text / seconds
     return Row(
@@ -260,6 +291,7 @@ def main(arguments: list[str] | None = None) -> None:
         "--equality-only", action="store_true", help="only small random shapes: what compute-sanitizer runs"
     )
     options = parser.parse_args(arguments)
+    budget = Budget(QUICK_SECONDS if options.quick else SECONDS)
     try:
         ops = CudaOps()
     except BackendError as error:
@@ -270,11 +302,16 @@ def main(arguments: list[str] | None = None) -> None:
     print(f"golden files: {check_goldens(ops)} exact")
     other = other_backend()
     print(f"random shapes: {check_shapes(ops, other, SHAPES)} equal to {other.name}")
-    for line in sanitize(("memcheck",) if options.quick else ("memcheck", "racecheck", "synccheck")):
+    for line in sanitize(("memcheck",) if options.quick else ("memcheck", "racecheck", "synccheck"), budget):
         print(line)
     peak = peaks()
     widths, repeats = (WIDTHS[:1], 3) if options.quick else (WIDTHS, 5)
-    rows = [measure(ops, members, width, repeats, peak) for width in widths for members in MEMBERS]
+    rows = []
+    for width, members in itertools.product(widths, MEMBERS):
+        if budget.left():
+            rows.append(measure(ops, members, width, repeats, peak, budget))
+        else:
+            print(f"no time left for {members} members of width {width}")
     print(table(rows))
     if options.json:
         numbers = {"peaks": asdict(peak) if peak else None, "rows": [asdict(row) for row in rows]}

@@ -23,7 +23,7 @@ __all__ = ["Costs", "fsync_seconds", "ray_seconds"]
 _MULTIPROCESSORS = 132
 _TILES = (16, 32, 64, 128)
 _FULL_TILE_BYTES_PER_SECOND = 45e6
-"""Prediction: 40 to 50 M bytes/s with tiles of 128 members on every multiprocessor."""
+"""Prediction: 45 to 57 M bytes/s with tiles of 128 members on every multiprocessor; the lower end."""
 _SMALL_TILE_BYTES_PER_SECOND = 15e6
 """Prediction: 12 to 18 M bytes/s with 4,096 members, that is tiles of 32."""
 _UPDATE_SECONDS_PER_PAIR = 16e-3 / 131_072

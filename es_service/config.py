@@ -102,7 +102,7 @@ class DeploymentConfig(_Config):
     """Kernels with which the head applies updates to the canonical parameters."""
     lease_pairs: int = Field(0, ge=0, multiple_of=5)
     """Pairs in a lease; 0: two leases for one worker, four for each of several, at most 8,240 pairs each; for workers
-    with a GPU as few as the same number for each allows, of at most 8,445 pairs: one wave of an H100."""
+    with a GPU what fills the first worker's once, such as 8,445 at D = 256 on an H100, or an equal share if less."""
     lease_timeout_seconds: float = Field(600.0, gt=0)
     """Longest wait for a lease before it is also given to another worker."""
     audit_share: float = Field(0.01, ge=0, le=1)

@@ -87,7 +87,7 @@ class Coordinator:
             audit_share=deployment.audit_share,
             audit_secret=secrets.token_bytes(32),
         )
-        plan, start = plan_of(config), aggregator.canonical
+        plan, start = plan_of(config, pool.wave_pairs), aggregator.canonical
         self.machine = Machine(lambda _: plan, policy, writer.generation, start.generation, start.digest, self._agree)
         self.run_id = run_id(config)
         self.telemetry = telemetry

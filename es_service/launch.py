@@ -114,8 +114,9 @@ def make_local_pool(config: RunConfig, corpus: Corpus) -> Pool:
     def evaluator() -> Evaluator:
         return Evaluator(config, corpus.train, kernels(worker.backend, threads)[0])
 
-    names = [f"worker-{n + 1}" for n in range(config.deployment.workers or 1)]
-    return LocalPool({name: evaluator() for name in names}, shares=True, make_referee=evaluator)
+    evaluators = {f"worker-{n + 1}": evaluator() for n in range(config.deployment.workers or 1)}
+    wave_pairs = evaluators["worker-1"].task.wave_pairs
+    return LocalPool(evaluators, shares=True, make_referee=evaluator, wave_pairs=wave_pairs)
 
 
 # With Ray.

@@ -7,8 +7,6 @@ from dataclasses import dataclass
 __all__ = ["Plan"]
 
 _LARGEST_DEFAULT = 8_240
-_GPU_DEFAULT = 8_445
-"""132 multiprocessors with 64 pairs each, down to a multiple of 5: one wave of an H100."""
 _TILE_PAIRS = 80
 """Default leases are multiples of this: of 5 votes to a byte and of 16 pairs, a tile of the kernels."""
 
@@ -21,17 +19,16 @@ class Plan:
     lease_units: int
 
     @classmethod
-    def of(cls, units: int, lease_units: int = 0, workers: int = 0, gpu: bool = False) -> Plan:
+    def of(cls, units: int, lease_units: int = 0, workers: int = 0, wave: int = 0) -> Plan:
         """With lease_units = 0, so many leases that each of `workers` (0: unknown) gets some.
 
         One worker gets two leases, so that it has work while the head takes in a result; several get four each, so that
-        none waits long for the slowest. GPUs are alike, and there may be a thousand: as few leases as make no worker's
-        larger than one wave, the same number for each.
+        none waits long for the slowest. With a `wave`, the units that fill one worker's device once: leases of a wave,
+        as smaller ones leave a part of the device idle, unless that would leave workers without any.
         """
-        if not lease_units and gpu:
+        if not lease_units and wave:
             share = -(-units // workers) if workers else units
-            rounds = -(-share // _GPU_DEFAULT)
-            lease_units = -(-share // (5 * rounds)) * 5 if workers else _GPU_DEFAULT
+            lease_units = max(5, min(wave // 5, -(-share // 5)) * 5)
         if not lease_units:
             leases = 2 if workers == 1 else 4 * max(1, workers)
             wanted = min(_LARGEST_DEFAULT, -(-units // leases))

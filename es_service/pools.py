@@ -51,6 +51,9 @@ class Pool(Protocol):
     `HEAD` names an evaluator in the head's own process; it is always there and tells no `Ready`.
     """
 
+    wave_pairs: int
+    """Pairs that fill one worker's device once, asked when the pool is made; 0 where that is nothing to go by."""
+
     def broadcast(self, data: bytes) -> Any:
         """Bytes that end the messages to many workers, in whatever form is cheapest to send to all: see `send`."""
         ...

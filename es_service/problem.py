@@ -11,6 +11,9 @@ from es_service.types import EggShape, Int8Array, Layout, Part
 
 __all__ = ["algorithm_of", "initial_parameters", "initial_part", "layout_of", "plan_of", "run_id", "shape_of"]
 
+_H100_WAVE = 132 * 64
+"""Pairs with which D = 256 fills an H100, where no worker with a GPU has said what fills its own."""
+
 
 def layout_of(config: RunConfig) -> Layout:
     """Tensors of the run's model in canonical order."""
@@ -37,11 +40,14 @@ def algorithm_of(config: RunConfig) -> AbstractAlgorithm:
     return Eggroll(config.algorithm, layout_of(config), config.population, config.seed)
 
 
-def plan_of(config: RunConfig) -> Plan:
-    """The cut of every generation into leases."""
+def plan_of(config: RunConfig, wave_pairs: int = 0) -> Plan:
+    """The cut of every generation into leases. `wave_pairs` is what the pool says of its workers' devices."""
     deployment = config.deployment
     return Plan.of(
-        algorithm_of(config).units, deployment.lease_pairs, deployment.workers, gpu=deployment.worker.num_gpus > 0
+        algorithm_of(config).units,
+        deployment.lease_pairs,
+        deployment.workers,
+        wave=wave_pairs or (_H100_WAVE if deployment.worker.num_gpus else 0),
     )
 
 

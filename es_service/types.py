@@ -191,6 +191,10 @@ class Ops(Protocol):
         """Noise of units first_unit .. first_unit + num_units - 1 from counters (streams 1 to 4)."""
         ...
 
+    def wave_pairs(self, shape: EggShape, rank: int) -> int:
+        """Pairs that fill the device once: fewer leave some of it idle. 0 where any number is as good."""
+        ...
+
     def prepare(self, shape: EggShape, parameters_P: Int8Array) -> Any:
         """An opaque snapshot of the parameters in the form that the forward kernels want (once a generation)."""
         ...

@@ -60,6 +60,10 @@ class WorkerActor:
         data: bytes = ray.get(self._head.corpus_piece.remote(held_out, offset))
         return data
 
+    def wave_pairs(self) -> int:
+        """Pairs that fill this worker's device once; 0 if it has not been started or any number will do."""
+        return self._evaluator.task.wave_pairs if self._evaluator else 0
+
     def handle(self, *parts: bytes) -> bytes:
         """Answer one message, which comes in parts: those that every worker gets are fetched from the nearest node."""
         if self._evaluator is None:

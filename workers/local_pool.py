@@ -29,10 +29,12 @@ class LocalPool:
         choose: Callable[[Sequence[str]], str] = _first,
         shares: bool = False,
         make_referee: Callable[[], Evaluator] | None = None,
+        wave_pairs: int = 0,
     ) -> None:
         self._evaluators = dict(evaluators)
         self._choose = choose
         self._make_referee = make_referee
+        self.wave_pairs = wave_pairs
         self._queues: dict[str, deque[bytes]] = {name: deque() for name in evaluators}
         self._events: list[PoolEvent] = [
             Ready(name, f"in this process, {evaluator.ops.name}", shares) for name, evaluator in evaluators.items()

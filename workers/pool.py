@@ -21,6 +21,8 @@ from workers.referee import Referee
 __all__ = ["RayPool"]
 
 _STARTS_IN_A_ROW = 3
+_WAVE_SECONDS = 120.0
+"""Wait for the first worker with a GPU before leases are cut for an H100."""
 _LOSSES_IN_A_ROW = 10
 
 
@@ -58,6 +60,16 @@ class RayPool:
         self._failures = self._losses = 0
         for _ in range(config.deployment.workers):
             self._spawn()
+        self.wave_pairs = 0 if config.deployment.lease_pairs or not worker.num_gpus else self._ask_wave()
+
+    def _ask_wave(self) -> int:
+        """What the first worker says of its GPU, as they are alike; 0 where none has started in time."""
+        first = next(iter(self._actors.values()))
+        try:
+            wave: int = ray.get(first.wave_pairs.remote(), timeout=_WAVE_SECONDS)
+        except RayError:
+            return 0
+        return wave
 
     def broadcast(self, data: bytes) -> Any:
         """Bytes that are many in all copies become an object: each node fetches it once, from any node that has it."""

@@ -37,6 +37,7 @@ def test_a_backend_overrides_kernels_only(backend):
     public = {name for name, _ in inspect.getmembers(AbstractOps, inspect.isfunction) if not name.startswith("_")}
     assert public == {
         "noise",
+        "wave_pairs",
         "prepare",
         "member_scores",
         "scores",

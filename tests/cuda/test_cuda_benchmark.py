@@ -45,7 +45,7 @@ def test_the_shapes_reach_every_tile():
 
 def test_a_row_adds_up(cuda, monkeypatch):
     monkeypatch.setattr(gpu, "LAYERS", 1)
-    row = gpu.measure(cuda, 64, 16, 1, PEAK, work=1)
+    row = gpu.measure(cuda, 64, 16, 1, PEAK, gpu.Budget(60), work=1)
     assert (row.members, row.steps, row.layers) == (64, 4, 1)
     assert row.bytes_per_second == pytest.approx(64 * 4 / row.seconds)
     assert row.share_of_int8_peak == pytest.approx(row.bytes_per_second * 2 * (12 * 256 + 256 * 16) / 1e9)
@@ -59,7 +59,7 @@ def test_the_whole_run_writes_its_numbers(cuda, monkeypatch, tmp_path, capsys):
     monkeypatch.setattr(gpu, "MEMBERS", (64,))
     monkeypatch.setattr(gpu, "SHAPES", gpu.SANITIZED[:1])
     monkeypatch.setattr(gpu, "peaks", lambda: PEAK)
-    monkeypatch.setattr(gpu, "sanitize", lambda tools: [f"{' '.join(tools)} ran"])
+    monkeypatch.setattr(gpu, "sanitize", lambda tools, budget: [f"{' '.join(tools)} ran"])
     gpu.main(["--quick", "--json", str(tmp_path / "gpu.json")])
     numbers = json.loads((tmp_path / "gpu.json").read_text())
     assert numbers["peaks"] == {"int8_operations": 1e9, "memory_bytes": 1e9}
@@ -75,9 +75,38 @@ def test_compute_sanitizer_ends_the_run_where_it_finds_an_error(status, outcome,
     monkeypatch.setenv("PATH", str(tmp_path), prepend=":")
     if status:
         with pytest.raises(SystemExit, match=outcome):
-            gpu.sanitize(("memcheck",))
+            gpu.sanitize(("memcheck",), gpu.Budget(60))
     else:
-        assert gpu.sanitize(("memcheck",)) == ["compute-sanitizer memcheck: no errors"]
+        assert gpu.sanitize(("memcheck",), gpu.Budget(60)) == ["compute-sanitizer memcheck: no errors"]
+
+
+def test_what_there_is_no_time_for_is_named(cuda, monkeypatch, tmp_path, capsys):
+    program = tmp_path / "compute-sanitizer"
+    program.write_text("#!/bin/sh\nexec sleep 60\n")
+    program.chmod(0o755)
+    monkeypatch.setenv("PATH", str(tmp_path), prepend=":")
+    for name, value in (
+        ("LAYERS", 1),
+        ("WIDTHS", (16,)),
+        ("MEMBERS", (64, 128)),
+        ("SHAPES", []),
+        ("QUICK_SECONDS", 0.0),
+    ):
+        monkeypatch.setattr(gpu, name, value)
+    monkeypatch.setattr(gpu, "peaks", lambda: None)
+    gpu.main(["--quick", "--json", str(tmp_path / "gpu.json")])
+    assert json.loads((tmp_path / "gpu.json").read_text())["rows"] == []
+    out = capsys.readouterr().out
+    assert "memcheck: no verdict" in out
+    assert "no time left for 128 members of width 16" in out
+
+
+def test_a_measurement_ends_early_when_time_is_up(cuda, monkeypatch):
+    monkeypatch.setattr(gpu, "LAYERS", 1)
+    generations = []
+    monkeypatch.setattr(cuda, "update", lambda *arguments: generations.append(arguments))
+    gpu.measure(cuda, 64, 16, 5, PEAK, gpu.Budget(0), work=1)
+    assert len(generations) == 2
 
 
 def test_operations_and_bytes_of_the_paper_model():

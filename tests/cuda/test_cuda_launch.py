@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 
 from es_service.errors import BackendError
+from es_service.plan import Plan
 from es_service.types import EggShape, NoiseAddress
 from workers import golden
 from workers.ops.cuda import CudaOps, _compile, _cupy, _launch
@@ -103,5 +104,18 @@ def test_the_tile_fills_an_h100(members, width, tile):
     assert tile == _launch.choose_tile(device, EggShape(width, 6, 4), 1, members)
 
 
-def test_a_wave_is_one_full_round_of_the_largest_tile(cuda):
-    assert cuda.wave_pairs(EggShape(256, 6, 4), 1) == 132 * 128 // 2
+H100, A100 = {"multiprocessors": 132, "shared": 232_448}, {"multiprocessors": 108, "shared": 166_912}
+
+
+@pytest.mark.parametrize(
+    ("device", "width", "tile"),
+    [(H100, 256, 128), (H100, 512, 64), (H100, 1024, 32), (A100, 256, 64), (A100, 512, 32), (A100, 1024, 16)],
+)
+def test_a_lease_fills_the_device_once(device, width, tile, monkeypatch):
+    """An H200 is as an H100 here. Down to a multiple of 5, a lease still has a tile for every multiprocessor."""
+    monkeypatch.setattr(_cupy, "_load", lambda: fake_cupy.module(**device))
+    cuda, shape = CudaOps(), EggShape(width, 6, 4)
+    assert cuda.wave_pairs(shape, 1) == device["multiprocessors"] * tile // 2
+    members = 2 * Plan.of(1 << 17, wave=cuda.wave_pairs(shape, 1)).lease_units
+    assert _launch.choose_tile(cuda.device, shape, 1, members) == tile
+    assert -(-members // tile) == device["multiprocessors"]

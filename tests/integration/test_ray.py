@@ -105,8 +105,16 @@ def test_commits_that_go_through_the_object_store(make_config, ray_address, undi
     assert run(make_config(workers=3), "objects", ray_address) == undisturbed
 
 
-def test_the_cuda_kernels_on_a_gpu_worker_make_the_reference_journal(ray_address, tmp_path):
-    """Emulated on the CPU, in an actor that asks for a GPU; the head checks with the reference kernels."""
+def test_the_cuda_kernels_on_a_gpu_worker_make_the_reference_journal(ray_address, tmp_path, monkeypatch):
+    """Emulated on the CPU, in an actor that asks for a GPU and says how large a lease fills it."""
+    make_ray_pool = launch_module.make_ray_pool
+
+    def make(config, corpus):
+        pool = make_ray_pool(config, corpus)
+        assert pool.wave_pairs == 3 * 64, "three emulated multiprocessors with a tile of 128 members each"
+        return pool
+
+    monkeypatch.setattr(launch_module, "make_ray_pool", make)
     common = [f'deployment.runs_dir="{tmp_path}"', 'deployment.aggregator_backend="reference"']
     gpu = ["deployment.worker.num_gpus=1", 'deployment.worker.backend="cuda-emulated"', "deployment.worker.threads=2"]
     plain = ['deployment.pool="local"', 'deployment.worker.backend="reference"']

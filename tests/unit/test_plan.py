@@ -7,6 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from es_service.plan import Plan
+from es_service.problem import plan_of
 
 
 @given(st.integers(1, 100_000), st.integers(0, 400))
@@ -46,9 +47,18 @@ def test_a_lease_outside_the_plan_is_an_error(index):
 
 @pytest.mark.parametrize(
     ("units", "workers", "leases", "lease_units"),
-    [(1 << 17, 1024, 1009, 130), (1 << 23, 1024, 1024, 8195), (1 << 23, 1000, 1000, 8390), (1 << 23, 64, 1024, 8195),
-     (1 << 17, 0, 16, 8445), (1 << 17, 1, 16, 8195), (3, 8, 1, 5)],
+    [(1 << 17, 1024, 1009, 130), (1 << 23, 1024, 1024, 8195), (1 << 23, 1000, 1000, 8390), (1 << 23, 64, 994, 8445),
+     (1 << 17, 0, 16, 8445), (1 << 17, 1, 16, 8445), (3, 8, 1, 5)],
 )  # fmt: skip
-def test_gpus_get_as_few_leases_as_waves_allow_and_the_same_number_each(units, workers, leases, lease_units):
-    plan = Plan.of(units, workers=workers, gpu=True)
+def test_gpus_get_leases_of_one_wave_or_an_equal_share(units, workers, leases, lease_units):
+    plan = Plan.of(units, workers=workers, wave=8448)
     assert (len(plan), plan.lease_units) == (leases, lease_units)
+
+
+def test_the_pool_says_what_a_wave_is(tiny_config):
+    """Else an H100 is taken for a worker with a GPU, and no wave for one without; a given size goes before both."""
+    gpu = {"deployment__worker": {"num_gpus": 1}, "population": 40_000}
+    assert plan_of(tiny_config(**gpu, deployment__lease_pairs=0), 3456).lease_units == 3455
+    assert plan_of(tiny_config(**gpu, deployment__lease_pairs=0)).lease_units == 8445
+    assert plan_of(tiny_config(**gpu, deployment__lease_pairs=15), 3456).lease_units == 15
+    assert plan_of(tiny_config(population=40_000, deployment__lease_pairs=0)).lease_units < 8445

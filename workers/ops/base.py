@@ -48,6 +48,10 @@ class AbstractOps(ABC):
             raise BackendError(f"noise of rank {rank} for units {first_unit} + {num_units} cannot be addressed")
         return self._noise(layout, rank, address, first_unit, num_units)
 
+    def wave_pairs(self, shape: EggShape, rank: int) -> int:
+        """See `es_service.types.Ops.wave_pairs`."""
+        return self._wave_pairs(shape, rank)
+
     def prepare(self, shape: EggShape, parameters_P: Int8Array) -> Any:
         """See `es_service.types.Ops.prepare`."""
         if shape.width % WIDTH_MULTIPLE or not 0 < shape.width <= MAX_WIDTH or shape.layers < 1:
@@ -146,6 +150,9 @@ class AbstractOps(ABC):
 
     @abstractmethod
     def _noise(self, layout: Layout, rank: int, address: NoiseAddress, first_unit: int, num_units: int) -> Noise: ...
+
+    def _wave_pairs(self, shape: EggShape, rank: int) -> int:  # noqa: ARG002 - a CPU takes any number
+        return 0
 
     @abstractmethod
     def _prepare(self, shape: EggShape, parameters_P: Int8Array) -> Any: ...

@@ -31,6 +31,7 @@ class EggLanguageModel:
         held = max(16, _CHUNK_BYTES // (factors + 2 * products))
         self._chunk_pairs = config.population if ops.lazy_noise else held
         self._model: Any = None
+        self.wave_pairs = ops.wave_pairs(self.shape, self.rank)
 
     def prepare(self, parameters_P: Int8Array) -> None:
         """Take the parameters on which the next scores are made."""

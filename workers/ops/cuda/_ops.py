@@ -41,8 +41,8 @@ class AbstractDeviceOps(AbstractOps):
         self.device = device
         self.table = device.upload(addressing.TABLE)
 
-    def wave_pairs(self, shape: EggShape, rank: int) -> int:
-        """Pairs that give every multiprocessor one tile of the largest size: the least useful lease is one wave."""
+    def _wave_pairs(self, shape: EggShape, rank: int) -> int:
+        """One tile of the largest size that fits, on every multiprocessor."""
         tile = _launch.choose_tile(self.device, shape, rank, 1 << 30)
         return tile // 2 * self.device.multiprocessors
 
