@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-from conftest import Finished
 from safetensors import safe_open
 from safetensors.numpy import load_file
 
@@ -158,19 +157,26 @@ def test_a_failure_leaves_no_run(es, file, run_copy, monkeypatch):
     assert [path.name for path in run_copy.runs_dir.iterdir()] == ["done"]
 
 
-def test_egg_smoke_there_and_back(es, tmp_path):
-    """The preset itself: train, steps, then model, rows, and a run from generation 6 that ends in the same journal."""
-    at = Finished(tmp_path / "runs", tmp_path)
-    local = ("--set", "deployment.pool=local")
-    assert es("train", "egg-smoke", "--name", "smoke", *local, at=at).code == 0
-    path, whole, rows = (tmp_path / name for name in ("s.steps", "whole.safetensors", "rows.safetensors"))
-    assert es("steps", "smoke", "--out", path, at=at).code == 0
-    keyframe = load_file(tmp_path / "runs" / "smoke" / "keyframes" / "5.safetensors")
-    assert es("from-steps", path, "--out", whole, "--generation", 5).code == 0
-    assert es("from-steps", path, "--out", rows, "--generation", 5, "--tensor", "emb", "--rows", "99:130").code == 0
-    assert all(np.array_equal(values, keyframe[name]) for name, values in load_file(whole).items())
-    assert np.array_equal(load_file(rows)["emb"], keyframe["emb"][99:130])
-    assert es("from-steps", path, "--resume-as", "smoke-2", "--generation", 6, at=at).code == 0
-    assert es("resume", "smoke-2", *local, at=at).code == 0
-    first, second = (RunDirectory(tmp_path / "runs", name).journal_path.read_bytes() for name in ("smoke", "smoke-2"))
+LOCAL = ("--set", "deployment.pool=local", "--set", "deployment.metrics_port=-1")
+
+
+def there_and_back(es, at, folder, source, generation):
+    """Train, write the steps, and make of them the model as exported, and a run that ends in the same journal."""
+    assert es("train", source, "--name", "first", *LOCAL, at=at).code == 0
+    path, exported, rebuilt = (folder / name for name in ("s.steps", "a.safetensors", "b.safetensors"))
+    assert es("steps", "first", "--out", path, at=at).code == 0
+    assert es("export", "first", "--out", exported, "--generation", generation, at=at).code == 0
+    assert es("from-steps", path, "--out", rebuilt, "--generation", generation).code == 0
+    assert exported.read_bytes() == rebuilt.read_bytes()
+    assert es("from-steps", path, "--resume-as", "second", "--generation", generation, at=at).code == 0
+    assert es("resume", "second", *LOCAL, at=at).code == 0
+    first, second = (RunDirectory(at.runs_dir, name).journal_path.read_bytes() for name in ("first", "second"))
     assert first == second
+    return path, load_file(exported)
+
+
+def test_egg_smoke_there_and_back(es, run_copy, tmp_path):
+    path, model = there_and_back(es, run_copy, tmp_path, "egg-smoke", 6)
+    rows = tmp_path / "rows.safetensors"
+    assert es("from-steps", path, "--out", rows, "--generation", 6, "--tensor", "emb", "--rows", "99:130").code == 0
+    assert np.array_equal(load_file(rows)["emb"], model["emb"][99:130])
