@@ -165,6 +165,19 @@ def test_a_killed_job_leaves_no_actors(cluster, tmp_path):
     assert (last["kind"], last["reason"]) == ("finished", "no sign of the driver for 3 s")
 
 
+def test_a_detached_run_outlives_its_job(cluster, tmp_path):
+    directory = RunDirectory(tmp_path / "runs", "detached")
+    where = ["--runs-dir", directory.path.parent, "--set", "deployment.generations=100000", "--detach"]
+    cluster.submit("detached-1", "train", "mine.toml", "--name", "detached", *where)
+    assert end(cluster, "detached-1") == "SUCCEEDED"
+    time.sleep(5)  # longer than the heartbeats that it does not need
+    reached = commits(directory)
+    wait_for(lambda: commits(directory) > reached, "it goes on")
+    cluster.service("stop", "detached", "--address", cluster.address)
+    wait_for(lambda: not cluster.actors(), "the head ends")
+    assert scan(directory.journal_path).close is not None
+
+
 def driver_of(name, directory):
     """The process that runs `es-service train` of this test, found by its own arguments."""
     for folder in Path("/proc").glob("[0-9]*"):
