@@ -38,7 +38,7 @@ def plain_loop(config: RunConfig, train: UInt8Array) -> tuple[float, int]:
         task.prepare(parameters_P)
         parts = [task.scores(generation, *plan.range(index))[0] for index in range(len(plan))]
         record = algorithm.close([algorithm.encode(part) for part in parts])
-        algorithm.update(ops, parameters_P, generation, algorithm.threshold(generation), record)
+        algorithm.update(ops, parameters_P, generation, algorithm.threshold(generation, ()), record)
     return time.perf_counter() - began, ops.digest(layout_of(config), parameters_P)
 
 

@@ -12,7 +12,7 @@ import time
 from collections.abc import Callable
 
 from es_service.config import load
-from es_service.keeper import held_out_bits, sample_text
+from es_service.keeper import held_out, sample_text
 from es_service.launch import node_cores
 from es_service.problem import initial_parameters
 from es_service.session import held_out_rows, with_corpus
@@ -38,7 +38,7 @@ def main() -> None:
     ops, why = kernels(arguments.backend, node_cores())
     rows_SW, parameters_P = held_out_rows(config, corpus), initial_parameters(config)
     sample = least_seconds(lambda: sample_text(config, ops, parameters_P), arguments.repeat)
-    evaluation = least_seconds(lambda: held_out_bits(config, ops, parameters_P, rows_SW), arguments.repeat)
+    evaluation = least_seconds(lambda: held_out(config, ops, parameters_P, rows_SW), arguments.repeat)
     print(f"{arguments.preset}, {node_cores()} cores, {why}")
     print(f"sample of {config.deployment.sample_bytes} bytes: {1000 * sample:.1f} ms")
     print(f"evaluation of {rows_SW.shape[0]} rows: {1000 * evaluation:.1f} ms")

@@ -11,7 +11,7 @@ import argparse
 import time
 
 from es_service.config import load
-from es_service.keeper import held_out_bits
+from es_service.keeper import held_out
 from es_service.launch import node_cores
 from es_service.problem import algorithm_of, initial_parameters
 from es_service.session import held_out_rows, with_corpus
@@ -43,11 +43,11 @@ def main() -> None:
     for generation in range(generations):
         task.prepare(parameters_P)
         record = algorithm.encode(task.scores(generation, 0, algorithm.units)[0])
-        algorithm.update(ops, parameters_P, generation, algorithm.threshold(generation), record)
+        algorithm.update(ops, parameters_P, generation, algorithm.threshold(generation, ()), record)
         done = generation + 1
         if done % max(1, generations // arguments.evaluations) == 0 or done == generations:
             seconds, model_bytes = time.perf_counter() - began, done * bytes_each
-            bits = held_out_bits(config, ops, parameters_P, rows_SW)
+            bits = held_out(config, ops, parameters_P, rows_SW).bits_per_byte
             print(
                 f"{done} generations, {model_bytes / 1e6:.1f} M bytes: {bits:.4f} bits/byte, {seconds:.0f} s",
                 flush=True,

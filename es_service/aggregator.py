@@ -21,7 +21,7 @@ from es_service.messages import Commit
 from es_service.shared import SharedParameters
 from es_service.types import Int8Array, Layout, Ops, TensorKind
 
-__all__ = ["Aggregator", "Applied", "Canonical", "Evaluated", "saturated_ratios"]
+__all__ = ["Aggregator", "Applied", "Canonical", "Evaluated", "HeldOut", "saturated_ratios"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,11 +47,22 @@ class Applied:
 
 
 @dataclass(frozen=True, slots=True)
+class HeldOut:
+    """What the unperturbed model makes of held-out data.
+
+    Bits for each byte, which for a classifier is a label, and the share of right predictions where that is measured.
+    """
+
+    bits_per_byte: float
+    accuracy: float | None = None
+
+
+@dataclass(frozen=True, slots=True)
 class Evaluated:
-    """Made by the aggregator, read by the coordinator: held-out bits/byte of a canonical generation."""
+    """Made by the aggregator, read by the coordinator: a canonical generation on held-out data."""
 
     generation: int
-    bits_per_byte: float
+    held_out: HeldOut
 
 
 News = Applied | Evaluated | BaseException
@@ -67,7 +78,7 @@ class Aggregator:
         layout: Layout,
         ops: Ops,
         start: Canonical,
-        after: Callable[[Canonical], float | None],
+        after: Callable[[Canonical], HeldOut | None],
         shared: SharedParameters,
     ) -> None:
         self.algorithm = algorithm

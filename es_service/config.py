@@ -12,15 +12,18 @@ import re
 import tomllib
 from collections.abc import Iterable
 from pathlib import Path
-from typing import Any, Literal, get_args
+from typing import Annotated, Any, Literal, get_args
 
-from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError, field_validator, model_validator
+from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError, model_validator
 
 from es_service.algorithms.eggroll import EggrollConfig
-from es_service.data.config import DataConfig
-from es_service.data.segments import FeedingConfig, check_feeding
+from es_service.algorithms.noise_step import NoiseStepConfig
+from es_service.data.config import DataConfig, DigitsDataConfig, MnistDataConfig
+from es_service.data.feeding import BatchConfig, FeedingConfig
+from es_service.data.segments import check_feeding
 from es_service.errors import ConfigError
 from es_service.journal import COMMIT_FIELDS, MAX_PAYLOAD_BYTES, canonical_json
+from es_service.models.ternary_net import TernaryLmConfig, TernaryMlpConfig
 from es_service.noise import MAX_GENERATIONS
 from es_service.votes import VOTES_PER_BYTE
 
@@ -53,8 +56,13 @@ class EggConfig(_Config):
     """Layers L."""
 
 
+ModelConfig = Annotated[EggConfig | TernaryMlpConfig | TernaryLmConfig, Field(discriminator="kind")]
+AlgorithmConfig = Annotated[EggrollConfig | NoiseStepConfig, Field(discriminator="kind")]
+_USUAL_KINDS = {"model": "egg", "algorithm": "eggroll"}
+
+
 class SegmentConfig(_Config):
-    """The text that a member is scored on in one generation."""
+    """The text that a member of EGGROLL is scored on in one generation."""
 
     bytes: int = Field(100, ge=1, le=65536)
     """Scored bytes T."""
@@ -146,32 +154,35 @@ class RunConfig(_Config):
     seed: int = Field(1, ge=0, lt=1 << 64)
     """Seed of initial values and noise."""
     population: int = Field(4096, ge=2)
-    """Members N in a generation; even, as members 2q and 2q + 1 are a pair."""
-    model: EggConfig = EggConfig()
-    """The model."""
-    algorithm: EggrollConfig = EggrollConfig()
-    """The update rule."""
+    """Members N of a generation. With `eggroll` even: members 2q and 2q + 1 are a pair, which has one vote. With
+    `noise_step` the number of perturbations S, each of which has a vote."""
+    model: ModelConfig = EggConfig()
+    """The model; without `kind` it is `egg`."""
+    algorithm: AlgorithmConfig = EggrollConfig()
+    """The update rule; without `kind` it is `eggroll`, which trains `egg`. Ternary models take `noise_step`."""
     data: DataConfig
-    """The text."""
+    """The text, or the images of a classifier."""
     segment: SegmentConfig = SegmentConfig()
-    """How much of it a member is scored on."""
+    """How much of the text a member is scored on; `eggroll` only."""
     feeding: FeedingConfig
-    """Which members read which row."""
+    """Which members read what: rows of text with `eggroll`, a batch with `noise_step`."""
     deployment: DeploymentConfig = DeploymentConfig()
     """Where and how it runs; not part of the spec."""
 
-    @field_validator("population")
+    @model_validator(mode="before")
     @classmethod
-    def _population_is_even(cls, value: int) -> int:
-        if value % 2:
-            raise ValueError(f"{value} is odd, and members come in antithetic pairs: give {value + 1}")
-        if value // 2 > _MAX_PAIRS:
-            raise ValueError(f"{value} members are too many for a record of the journal: at most {2 * _MAX_PAIRS}")
-        return value
+    def _kinds_have_defaults(cls, tree: Any) -> Any:
+        if not isinstance(tree, dict):
+            return tree
+        given = {name: tree[name] for name in _USUAL_KINDS if isinstance(tree.get(name), dict)}
+        return tree | {name: {"kind": _USUAL_KINDS[name]} | value for name, value in given.items()}
 
     @model_validator(mode="after")
-    def _feeding_fits(self) -> RunConfig:
-        check_feeding(self.feeding, self.population)
+    def _parts_fit(self) -> RunConfig:
+        if isinstance(self.algorithm, EggrollConfig):
+            _check_eggroll(self)
+        else:
+            _check_noise_step(self)
         return self
 
     def with_deployment(self, **changes: Any) -> RunConfig:
@@ -187,6 +198,42 @@ class RunConfig(_Config):
     def spec_hash(self) -> str:
         """SHA-256 of the canonical JSON of the spec, hex."""
         return hashlib.sha256(canonical_json(self.spec)).hexdigest()
+
+
+def _check_eggroll(config: RunConfig) -> None:
+    """Raise `ValueError` unless these parts can be a run of EGGROLL."""
+    if not isinstance(config.model, EggConfig):
+        raise ValueError(f'model.kind: {config.model.kind!r} is trained by algorithm.kind = "noise_step"')
+    if isinstance(config.feeding, BatchConfig):
+        raise ValueError("feeding.kind: 'batch' goes with noise_step; use 'members_per_sequence'")
+    if isinstance(config.data, DigitsDataConfig | MnistDataConfig):
+        raise ValueError(f"data.kind: {config.data.kind!r} holds images; egg reads text, such as 'stdlib'")
+    value = config.population
+    if value % 2:
+        raise ValueError(f"population: {value} is odd, and members come in antithetic pairs: give {value + 1}")
+    _check_votes(value, 2)
+    check_feeding(config.feeding, value)
+
+
+def _check_noise_step(config: RunConfig) -> None:
+    """Raise `ValueError` unless these parts can be a run of noise_step."""
+    if isinstance(config.model, EggConfig):
+        raise ValueError("model.kind: 'egg' is trained by eggroll; noise_step trains 'ternary_mlp' and 'ternary_lm'")
+    if not isinstance(config.feeding, BatchConfig):
+        raise ValueError(f"feeding.kind: {config.feeding.kind!r} goes with eggroll; use 'batch'")
+    if isinstance(config.data, DigitsDataConfig | MnistDataConfig) != isinstance(config.model, TernaryMlpConfig):
+        raise ValueError(
+            f"model.kind: {config.model.kind!r} cannot read data.kind = {config.data.kind!r}; "
+            "'ternary_mlp' takes 'digits' or 'mnist', 'ternary_lm' takes text"
+        )
+    _check_votes(config.population, 1)
+
+
+def _check_votes(population: int, members: int) -> None:
+    """`members` share a vote."""
+    if population // members > _MAX_PAIRS:
+        most = members * _MAX_PAIRS
+        raise ValueError(f"population: {population} members are too many for a record of the journal: at most {most}")
 
 
 def preset_names() -> list[str]:
@@ -251,9 +298,7 @@ def _replaced(tree: dict[str, Any], path: list[str], value: Any, key: str) -> di
 
 def _explain(detail: Any) -> str:
     """One line for one pydantic error: the field, what is wrong, what to write instead."""
-    location = [part for part in detail["loc"] if not str(part).startswith("function-")]
-    if len(location) > 1 and getattr(RunConfig.model_fields.get(str(location[0])), "discriminator", None):
-        del location[1]  # the kind, which is not part of the field's name
+    location = _without_kinds(part for part in detail["loc"] if not str(part).startswith("function-"))
     field = ".".join(str(part) for part in location) or "config"
     if detail["type"] == "extra_forbidden":
         near = difflib.get_close_matches(str(location[-1]), sorted(_all_fields(RunConfig)), 1)
@@ -264,6 +309,19 @@ def _explain(detail: Any) -> str:
     message = detail["msg"].removeprefix("Value error, ")
     given = "" if detail["type"] == "value_error" else f" (got {detail['input']!r})"
     return f"{field}: {message}{given}" if location else message
+
+
+def _without_kinds(location: Iterable[Any]) -> list[Any]:
+    """Pydantic names the variant after a field that has several; it is not part of the field's name."""
+    names, parts, models = [], iter(location), [RunConfig]
+    for part in parts:
+        names.append(part)
+        fields = [model.model_fields[part] for model in models if part in model.model_fields]
+        models = [model for field in fields for model in (field.annotation, *get_args(field.annotation))]
+        models = [model for model in models if isinstance(model, type) and issubclass(model, BaseModel)]
+        if any(field.discriminator for field in fields):
+            next(parts, None)
+    return names
 
 
 def _all_fields(model: type[BaseModel]) -> set[str]:

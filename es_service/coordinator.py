@@ -6,15 +6,15 @@ import secrets
 import threading
 import time
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from typing import Any
 
 from es_service import events, journal
-from es_service.aggregator import Aggregator, Applied, Evaluated
-from es_service.algorithms.base import AbstractAlgorithm
-from es_service.config import RunConfig
+from es_service.aggregator import Aggregator, Applied, Evaluated, HeldOut
+from es_service.algorithms.base import AbstractAlgorithm, Past
+from es_service.config import DeploymentConfig, RunConfig
 from es_service.directory import RunDirectory
 from es_service.errors import DivergenceError, MessageError, RunError
 from es_service.events import Assign, Close, Command, Event, Finish, Judge, Notice, Pause, SendRestore
@@ -55,6 +55,16 @@ class _Sendable:
     data: Any
 
 
+def _policy(deployment: DeploymentConfig) -> Policy:
+    return Policy(
+        deployment.generations,
+        deployment.max_lag,
+        lease_timeout=deployment.lease_timeout_seconds,
+        audit_share=deployment.audit_share,
+        audit_secret=secrets.token_bytes(32),
+    )
+
+
 class Coordinator:
     """One run from its open journal to its goal. `run()` blocks; the other public methods may be called meanwhile."""
 
@@ -68,6 +78,7 @@ class Coordinator:
         pool: Pool,
         telemetry: Telemetry,
         uploader: Uploader | None = None,
+        history: Sequence[Past] = (),
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self.config = config
@@ -79,15 +90,10 @@ class Coordinator:
         self.uploader = uploader
         self.clock = clock
         self.algorithm: AbstractAlgorithm = algorithm_of(config)
+        self._history = list(history)
+        self._threshold = self.algorithm.threshold(writer.generation, self._history)
         deployment = config.deployment
-        policy = Policy(
-            deployment.generations,
-            deployment.max_lag,
-            lease_timeout=deployment.lease_timeout_seconds,
-            audit_share=deployment.audit_share,
-            audit_secret=secrets.token_bytes(32),
-        )
-        plan, start = plan_of(config, pool.wave_pairs), aggregator.canonical
+        plan, start, policy = plan_of(config, pool.wave_pairs), aggregator.canonical, _policy(deployment)
         self.machine = Machine(lambda _: plan, policy, writer.generation, start.generation, start.digest, self._agree)
         self.run_id = run_id(config)
         self.telemetry = telemetry
@@ -229,7 +235,7 @@ class Coordinator:
             case BaseException():
                 raise news
 
-    def _on_held_out(self, generation: int, held_out: float | None) -> None:
+    def _on_held_out(self, generation: int, held_out: HeldOut | None) -> None:
         if held_out is not None:
             self.telemetry.evaluated(generation, held_out)
 
@@ -258,7 +264,7 @@ class Coordinator:
     def _order(self, worker: str, lease: Lease) -> None:
         """Send a lease, after the commits that the replica lacks; those were made ready for all workers at once."""
         commits = self._commits_for(worker, lease.generation)
-        data = encode_order(self.run_id, lease, len(commits))
+        data = encode_order(self.run_id, lease, self._threshold, len(commits))
         self.telemetry.sent(len(data) + sum(commit.size for commit in commits))
         self.pool.send(worker, data, [commit.data for commit in commits])
         self._replicas[worker] = lease.generation
@@ -285,7 +291,7 @@ class Coordinator:
         canonical = self.aggregator.canonical
         what = (self.run_id, canonical.generation, canonical.digest)
         self.pool.send(HEAD, encode(Restore(*what, canonical.parameters_P.tobytes())))
-        self.pool.send(HEAD, encode(Order(self.run_id, lease, ())))
+        self.pool.send(HEAD, encode(Order(self.run_id, lease, self._threshold, ())))
 
     def _agree(self, a: LeaseResult, b: LeaseResult) -> bool:
         """Exact tasks agree on votes and scores; others on votes, as far as the algorithm can tell."""
@@ -303,7 +309,7 @@ class Coordinator:
         record = journal.Commit(
             generation=number,
             units=self.algorithm.units,
-            threshold=self.algorithm.threshold(number),
+            threshold=self._threshold,
             score_sum=sum(result.score_sum for result in results),
             score_min=min(result.score_min for result in results),
             score_max=max(result.score_max for result in results),
@@ -311,6 +317,9 @@ class Coordinator:
             record=self.algorithm.close([result.payload for result in results]),
         )
         self.writer.append(record)
+        sums = (record.score_sum, record.score_min, record.score_max)
+        self._history.append(Past(record.units, record.threshold, *sums))
+        self._threshold = self.algorithm.threshold(number + 1, self._history)
         commit = Commit(number, record.threshold, record.record)
         data = encode_commit(commit)
         self._recent.append(_Sendable(number, len(data), self.pool.broadcast(data)))

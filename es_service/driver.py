@@ -48,6 +48,8 @@ def figures(status: Status) -> str:
         parts.append(f"{status.bits_per_byte:.3f} bits/byte")
     if status.held_out is not None:
         parts.append(f"held-out {status.held_out:.3f}")
+    if status.accuracy is not None:
+        parts.append(f"accuracy {status.accuracy:.1%}")
     if status.bytes_per_second is not None:
         parts.append(f"{status.bytes_per_second:,.0f} bytes/s")
     if status.bits_per_member is not None:

@@ -7,21 +7,35 @@ import time
 import numpy as np
 
 from es_service import keyframes
-from es_service.aggregator import Canonical
+from es_service.aggregator import Canonical, HeldOut
 from es_service.config import RunConfig
+from es_service.data.examples import windows_of_rows
 from es_service.directory import RunDirectory
-from es_service.models.sampling import generate, visible
-from es_service.problem import layout_of, shape_of
+from es_service.models.sampling import visible
+from es_service.models.ternary_net import judge
+from es_service.problem import is_classifier, is_egg, layout_of, net_of, shape_of, write_text
 from es_service.types import Int8Array, Ops, UInt8Array
 
-__all__ = ["Keeper", "held_out_bits", "sample_text"]
+__all__ = ["Keeper", "held_out", "sample_text"]
 
 _SAMPLE_TEMPERATURE = 0.7
 _SAMPLE_SEED = 1
 
 
-def held_out_bits(config: RunConfig, ops: Ops, parameters_P: Int8Array, rows_SW: UInt8Array) -> float:
-    """Integer loss in bits/byte of the unperturbed model on rows (S, T + 1), each from a zero state.
+def held_out(config: RunConfig, ops: Ops, parameters_P: Int8Array, rows_SW: UInt8Array) -> HeldOut:
+    """The unperturbed model on rows (S, T + 1) of text, each from a zero state, or on images with their labels."""
+    if is_egg(config):
+        return HeldOut(_egg_bits(config, ops, parameters_P, rows_SW))
+    net = net_of(config)
+    if is_classifier(config):
+        judged = judge(net, parameters_P, rows_SW[:, :-1], rows_SW[:, -1])
+    else:
+        judged = judge(net, parameters_P, *windows_of_rows(rows_SW, net.context))
+    return HeldOut(judged.bits / judged.examples, judged.right / judged.examples)
+
+
+def _egg_bits(config: RunConfig, ops: Ops, parameters_P: Int8Array, rows_SW: UInt8Array) -> float:
+    """Integer loss in bits/byte.
 
     The integer log-sum-exp truncates: the figure reads about 0.03 bits/byte low against a floating-point loss.
     """
@@ -34,7 +48,7 @@ def held_out_bits(config: RunConfig, ops: Ops, parameters_P: Int8Array, rows_SW:
 def sample_text(config: RunConfig, ops: Ops, parameters_P: Int8Array) -> str:
     """Text from the start of a document, always with the same draws, so that only the model differs."""
     what = (b"", config.deployment.sample_bytes, _SAMPLE_TEMPERATURE, _SAMPLE_SEED)
-    return visible(generate(ops, shape_of(config), parameters_P, *what))
+    return visible(write_text(config, ops, parameters_P, *what))
 
 
 class Keeper:
@@ -47,8 +61,8 @@ class Keeper:
         self.rows_SW = rows_SW
         self._evaluated = self._saved = -1
 
-    def after(self, canonical: Canonical) -> float | None:
-        """After each update; held-out bits/byte where this generation is evaluated."""
+    def after(self, canonical: Canonical) -> HeldOut | None:
+        """After each update; held-out figures where this generation is evaluated."""
         deployment = self.config.deployment
         final = canonical.generation == deployment.generations
         if final or canonical.generation % deployment.keyframe_every == 0:
@@ -57,7 +71,7 @@ class Keeper:
             return self._evaluate(canonical)
         return None
 
-    def last(self, canonical: Canonical) -> float | None:
+    def last(self, canonical: Canonical) -> HeldOut | None:
         """At the end of a run: what has not been done for its last generation."""
         if self._saved != canonical.generation:
             self._save(canonical)
@@ -71,11 +85,11 @@ class Keeper:
         if self.config.deployment.keep_keyframes:
             keyframes.prune(directory, self.config.deployment.keep_keyframes)
 
-    def _evaluate(self, canonical: Canonical) -> float:
+    def _evaluate(self, canonical: Canonical) -> HeldOut:
         self._evaluated = canonical.generation
-        if self.config.deployment.sample_bytes:
+        if self.config.deployment.sample_bytes and not is_classifier(self.config):
             self._sample(canonical)
-        return held_out_bits(self.config, self.ops, canonical.parameters_P, self.rows_SW)
+        return held_out(self.config, self.ops, canonical.parameters_P, self.rows_SW)
 
     def _sample(self, canonical: Canonical) -> None:
         began = time.perf_counter()

@@ -58,6 +58,9 @@ def launch(
 
 def _check_here(config: RunConfig, directory: RunDirectory, resume: bool) -> None:
     """What can be known on this machine before any actor starts."""
+    from workers import tasks
+
+    tasks.check(config)
     open_storage(config, directory.name, resume)
     for backend in {config.deployment.aggregator_backend, config.deployment.worker.backend}:
         kernels(backend, 1)

@@ -23,6 +23,7 @@ MAX_COMMITS = 256
 
 _BLOB = struct.Struct("<I")
 _LEASE = struct.Struct("<QIII")
+_THRESHOLD = struct.Struct("<i")
 _COMMIT = struct.Struct("<QiI")
 
 
@@ -47,10 +48,14 @@ class Commit:
 
 @dataclass(frozen=True, slots=True)
 class Order:
-    """Head to worker: apply these commits as far as they are new, then evaluate the lease."""
+    """Head to worker: apply these commits as far as they are new, then evaluate the lease.
+
+    `threshold` will stand in the record of the lease's generation.
+    """
 
     run: int
     lease: Lease
+    threshold: int
     commits: tuple[Commit, ...]
 
 
@@ -113,9 +118,10 @@ def _lease_fields(lease: Lease) -> tuple[int, int, int, int]:
     return lease.generation, lease.first_unit, lease.num_units, lease.attempt
 
 
-def encode_order(run: int, lease: Lease, commits: int) -> bytes:
+def encode_order(run: int, lease: Lease, threshold: int, commits: int) -> bytes:
     """The beginning of an `Order`, up to its commits."""
-    return b"\1" + struct.pack("<Q", run) + _LEASE.pack(*_lease_fields(lease)) + _BLOB.pack(commits)
+    what = _LEASE.pack(*_lease_fields(lease)) + _THRESHOLD.pack(threshold)
+    return b"\1" + struct.pack("<Q", run) + what + _BLOB.pack(commits)
 
 
 def encode_commit(commit: Commit) -> bytes:
@@ -126,8 +132,8 @@ def encode_commit(commit: Commit) -> bytes:
 def encode(message: Message) -> bytes:
     """The bytes of a message."""
     match message:
-        case Order(run, lease, commits):
-            return b"".join([encode_order(run, lease, len(commits)), *map(encode_commit, commits)])
+        case Order(run, lease, threshold, commits):
+            return b"".join([encode_order(run, lease, threshold, len(commits)), *map(encode_commit, commits)])
         case Restore(run, generation, digest, parameters):
             return b"\2" + Restore.HEAD.pack(run, generation, digest) + _BLOB.pack(len(parameters)) + parameters
         case Share(run, generation, digest, path):
@@ -154,7 +160,8 @@ def decode(data: bytes) -> Message:
     if kind is Order:
         (run,) = reader.take(struct.Struct("<Q"))
         lease = Lease(*reader.take(_LEASE))
-        message = Order(run, lease, reader.commits())
+        (threshold,) = reader.take(_THRESHOLD)
+        message = Order(run, lease, threshold, reader.commits())
     elif kind is Restore:
         run, generation, digest = reader.take(Restore.HEAD)
         message = Restore(run, generation, digest, reader.blob())

@@ -7,8 +7,6 @@ from dataclasses import dataclass
 __all__ = ["Plan"]
 
 _LARGEST_DEFAULT = 8_240
-_TILE_PAIRS = 80
-"""Default leases are multiples of this: of 5 votes to a byte and of 16 pairs, a tile of the kernels."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -19,8 +17,8 @@ class Plan:
     lease_units: int
 
     @classmethod
-    def of(cls, units: int, lease_units: int = 0, workers: int = 0, wave: int = 0) -> Plan:
-        """With lease_units = 0, so many leases that each of `workers` (0: unknown) gets some.
+    def of(cls, units: int, lease_units: int = 0, workers: int = 0, wave: int = 0, tile: int = 80) -> Plan:
+        """With lease_units = 0, multiples of `tile`, so many that each of `workers` (0: unknown) gets some.
 
         One worker gets two leases, so that it has work while the head takes in a result; several get four each, so that
         none waits long for the slowest. With a `wave`, the units that fill one worker's device once: leases of a wave,
@@ -32,7 +30,7 @@ class Plan:
         if not lease_units:
             leases = 2 if workers == 1 else 4 * max(1, workers)
             wanted = min(_LARGEST_DEFAULT, -(-units // leases))
-            lease_units = -(-wanted // _TILE_PAIRS) * _TILE_PAIRS
+            lease_units = -(-wanted // tile) * tile
         return cls(units, min(lease_units, -(-units // 5) * 5))
 
     def __len__(self) -> int:

@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 
 from es_service import __version__, journal
-from es_service.aggregator import Applied
+from es_service.aggregator import Applied, HeldOut
 from es_service.config import RunConfig
 from es_service.data import Baselines
 from es_service.directory import RunDirectory
@@ -22,7 +22,7 @@ from es_service.exporter import Exporter
 from es_service.generation import Machine
 from es_service.messages import Behind, Lease, LeaseResult
 from es_service.metrics import BASELINES, LEASE_EVENTS, SIGNS, WORKER_STATES, Metrics
-from es_service.problem import algorithm_of, layout_of
+from es_service.problem import algorithm_of, layout_of, scored
 from es_service.types import Int8Array
 from es_service.worker_table import WorkerTable
 
@@ -40,6 +40,7 @@ class Status:
     bits_per_byte: float | None = None
     held_out: float | None = None
     held_out_generation: int | None = None
+    accuracy: float | None = None
     bytes_per_second: float | None = None
     bits_per_member: float | None = None
     wire_bits_per_member: float | None = None
@@ -269,12 +270,16 @@ class Telemetry:
         for kind, ratio in applied.saturated.items():
             self.metrics.saturated.labels(kind).set(ratio)
 
-    def evaluated(self, generation: int, held_out: float) -> None:
-        """Canonical parameters were evaluated on held-out text."""
-        self.directory.log_metrics("evaluation", generation=generation, bits_per_byte=round(held_out, 6))
-        self.metrics.loss.labels("held_out").set(held_out)
+    def evaluated(self, generation: int, held_out: HeldOut) -> None:
+        """Canonical parameters were evaluated on held-out data."""
+        values = {"bits_per_byte": round(held_out.bits_per_byte, 6)}
+        if held_out.accuracy is not None:
+            values["accuracy"] = round(held_out.accuracy, 6)
+        self.directory.log_metrics("evaluation", generation=generation, **values)
+        self.metrics.loss.labels("held_out").set(held_out.bits_per_byte)
         self.metrics.evaluated.set(generation)
-        self._show(held_out=held_out, held_out_generation=generation)
+        shown = {"held_out": held_out.bits_per_byte, "accuracy": held_out.accuracy}
+        self._show(**shown, held_out_generation=generation)
 
     # The end.
 
@@ -295,6 +300,5 @@ class Telemetry:
 
 
 def bits_per_byte(config: RunConfig, member_score: float) -> float:
-    """-score / (16 bytes scored) of a mean member score in 1/16 bit."""
-    scored = config.segment.bytes * config.feeding.passes(config.population)
-    return -member_score / (16 * scored)
+    """-score / (16 bytes scored) of a mean member score in 1/16 bit; a classifier scores labels, one byte each."""
+    return -member_score / (16 * scored(config))

@@ -29,7 +29,7 @@ import numpy as np
 import numpy.typing as npt
 
 from es_service import noise
-from es_service.types import Int8Array, Int32Array, Int64Array, Layout, NoiseAddress, NonZeros, Perturbations
+from es_service.types import Int8Array, Int32Array, Int64Array, Layout, NoiseAddress, NonZeros, Perturbations, Support
 
 __all__ = [
     "bernoulli_bound",
@@ -45,7 +45,8 @@ __all__ = [
 ]
 
 _ROUNDS = 4
-_ROW_PLACE = noise.Stream.TERNARY_SUPPORT << 24 | _ROUNDS
+_SUPPORT_PLACE = noise.Stream.TERNARY_SUPPORT << 24
+_ROW_PLACE = _SUPPORT_PLACE | _ROUNDS
 
 
 def half_bits(size: int) -> int:
@@ -63,10 +64,9 @@ def column_count(layout: Layout) -> int:
     return sum(t.shape[1] if t.kind == "matrix" else 1 for t in layout.tensors)
 
 
-def places(perturbations: Perturbations) -> int:
+def places(support: Support, layout: Layout) -> int:
     """n: what there is to share out among the perturbations, weights or columns."""
-    layout = perturbations.layout
-    return column_count(layout) if perturbations.support == "columns" else layout.size
+    return column_count(layout) if support == "columns" else layout.size
 
 
 def _philox(address: NoiseAddress, block: npt.ArrayLike, place: int, unit: npt.ArrayLike) -> npt.NDArray[np.uint32]:
@@ -75,38 +75,37 @@ def _philox(address: NoiseAddress, block: npt.ArrayLike, place: int, unit: npt.A
     return noise.philox4x32(counter.astype(np.uint32), (address.seed & 0xFFFFFFFF, address.seed >> 32))
 
 
-def _round(address: NoiseAddress, number: int, half_n: Int64Array, bits: int) -> Int64Array:
-    place = noise.Stream.TERNARY_SUPPORT << 24 | number
+def _round(address: NoiseAddress, place: int, half_n: Int64Array, bits: int) -> Int64Array:
     words: Int64Array = _philox(address, np.zeros_like(half_n), place, half_n)[..., 0].astype(np.int64)
     return words & ((1 << bits) - 1)
 
 
-def _feistel(address: NoiseAddress, values_n: Int64Array, bits: int, back: bool) -> Int64Array:
+def _feistel(address: NoiseAddress, place: int, values_n: Int64Array, bits: int, back: bool) -> Int64Array:
     left, right = values_n >> bits, values_n & ((1 << bits) - 1)
     for number in reversed(range(_ROUNDS)) if back else range(_ROUNDS):
         if back:
-            left, right = right ^ _round(address, number, left, bits), left
+            left, right = right ^ _round(address, place + number, left, bits), left
         else:
-            left, right = right, left ^ _round(address, number, right, bits)
+            left, right = right, left ^ _round(address, place + number, right, bits)
     return left << bits | right
 
 
-def _walk(address: NoiseAddress, size: int, values_n: npt.ArrayLike, back: bool) -> Int64Array:
+def _walk(address: NoiseAddress, place: int, size: int, values_n: npt.ArrayLike, back: bool) -> Int64Array:
     bits = half_bits(size)
-    result = _feistel(address, np.atleast_1d(np.asarray(values_n, np.int64)), bits, back)
+    result = _feistel(address, place, np.atleast_1d(np.asarray(values_n, np.int64)), bits, back)
     while (outside := result >= size).any():
-        result[outside] = _feistel(address, result[outside], bits, back)
+        result[outside] = _feistel(address, place, result[outside], bits, back)
     return result
 
 
-def permutation(address: NoiseAddress, size: int, values_n: npt.ArrayLike) -> Int64Array:
-    """The images under pi of each value in [0, size)."""
-    return _walk(address, size, values_n, back=False)
+def permutation(address: NoiseAddress, size: int, values_n: npt.ArrayLike, place: int = _SUPPORT_PLACE) -> Int64Array:
+    """The images under pi of each value in [0, size). `place` is stream << 24 | tensor index of its first round."""
+    return _walk(address, place, size, values_n, back=False)
 
 
 def inverse(address: NoiseAddress, size: int, values_n: npt.ArrayLike) -> Int64Array:
     """The value that pi takes to each of these."""
-    return _walk(address, size, values_n, back=True)
+    return _walk(address, _SUPPORT_PLACE, size, values_n, back=True)
 
 
 def sign(address: NoiseAddress, positions_n: npt.ArrayLike) -> Int8Array:
@@ -149,7 +148,7 @@ def _column_of(layout: Layout, positions_n: Int64Array) -> Int64Array:
 def _chosen(perturbations: Perturbations, unit: int, first: int, count: int) -> npt.NDArray[np.bool_]:
     """Whether each of `count` weights belongs to a Bernoulli perturbation."""
     blocks = np.arange(first // 4, -(-(first + count) // 4))
-    words = _philox(perturbations.address, blocks, noise.Stream.TERNARY_SUPPORT << 24, np.full_like(blocks, unit))
+    words = _philox(perturbations.address, blocks, _SUPPORT_PLACE, np.full_like(blocks, unit))
     below: npt.NDArray[np.bool_] = words.reshape(-1)[first % 4 :][:count] < bernoulli_bound(perturbations)
     return below
 
@@ -163,7 +162,9 @@ def nonzeros(perturbations: Perturbations, first: int, units: int) -> NonZeros:
         positions_N = np.concatenate([*parts, np.empty(0, np.int64)]).astype(np.int64)
     else:
         starts_U1 = np.arange(units + 1, dtype=np.int64) * p.nonzeros
-        positions_N = permutation(p.address, places(p), np.arange(units * p.nonzeros) + first * p.nonzeros)
+        positions_N = permutation(
+            p.address, places(p.support, p.layout), np.arange(units * p.nonzeros) + first * p.nonzeros
+        )
         if p.support == "columns":
             positions_N = _in_columns(p.address, p.layout, positions_N)
     return NonZeros(starts_U1, positions_N, sign(p.address, positions_N))
@@ -187,7 +188,7 @@ def slice_of_sums(perturbations: Perturbations, votes_U: Int8Array, first: int, 
             voted_n += int(votes_U[unit]) * _chosen(p, unit, first, count)
     else:
         column_n = _column_of(p.layout, places_n) if p.support == "columns" else places_n
-        unit_n = inverse(p.address, places(p), column_n) // p.nonzeros
+        unit_n = inverse(p.address, places(p.support, p.layout), column_n) // p.nonzeros
         voted_n = np.where(unit_n < p.units, votes_U[np.minimum(unit_n, p.units - 1)], 0).astype(np.int32)
         if p.support == "columns":
             voted_n *= _in_columns(p.address, p.layout, column_n) == places_n

@@ -184,6 +184,9 @@ class Ops(Protocol):
 
     name: str
 
+    threads: int
+    """CPU threads that the kernels may use."""
+
     lazy_noise: bool
     """`noise` only remembers the addresses, so that any number of units may be asked for at once."""
 
@@ -249,6 +252,17 @@ class Ops(Protocol):
         """A generation's step: `accumulate` of units 0 .. Q - 1 from their counters, then `apply`; how many moved.
 
         `parameters_P` changes in place. A backend that fuses the two keeps no sums.
+        """
+        ...
+
+    def ternary_nonzeros(self, perturbations: Perturbations, first_unit: int, num_units: int) -> NonZeros:
+        """The non-zeros of ternary perturbations first_unit .. first_unit + num_units - 1 from counters."""
+        ...
+
+    def ternary_step(self, perturbations: Perturbations, votes_U: Int8Array, parameters_P: Int8Array) -> int:
+        """Weights := clamp(weights + clamp(sum of vote x perturbation)), clamp to -1 .. 1; how many changed.
+
+        `parameters_P` holds -1, 0 and +1 and changes in place; there is a vote for every perturbation.
         """
         ...
 

@@ -13,7 +13,7 @@ from es_service.messages import Behind, Commit, Lease, LeaseResult, Message, Ord
 from es_service.problem import algorithm_of, initial_parameters, layout_of, run_id
 from es_service.shared import read_shared
 from es_service.types import Int8Array, Ops, UInt8Array
-from workers.tasks.egg_lm import EggLanguageModel
+from workers.tasks import task_of
 
 __all__ = ["Evaluator"]
 
@@ -24,7 +24,7 @@ class Evaluator:
     def __init__(self, config: RunConfig, train: UInt8Array, ops: Ops) -> None:
         self.config = config
         self.ops = ops
-        self.task = EggLanguageModel(config, train, ops)
+        self.task = task_of(config, train, ops)
         self.algorithm = algorithm_of(config)
         self.layout = layout_of(config)
         self.run = run_id(config)
@@ -82,7 +82,7 @@ class Evaluator:
                 self.advance(commit)
         if self.generation != order.lease.generation:
             return Behind(self.run, order.lease, self.generation)
-        return self.evaluate(order.lease)
+        return self.evaluate(order.lease, order.threshold)
 
     def advance(self, commit: Commit) -> None:
         """Go from one generation to the next."""
@@ -91,20 +91,20 @@ class Evaluator:
         digest = self.ops.digest(self.layout, self._parameters_P)
         self._take(self._parameters_P, commit.generation + 1, digest)
 
-    def evaluate(self, lease: Lease) -> LeaseResult:
-        """Scores, votes and sums of a lease's members."""
+    def evaluate(self, lease: Lease, threshold: int) -> LeaseResult:
+        """What the task finds out about a lease's units, as the algorithm encodes it."""
         began = time.perf_counter()
-        scores_M, model_bytes = self.task.scores(lease.generation, lease.first_unit, lease.num_units)
+        outcome = self.task.evaluate(lease.generation, threshold, lease.first_unit, lease.num_units)
         return LeaseResult(
             run=self.run,
             lease=lease,
-            score_sum=int(scores_M.sum(dtype="int64")),
-            score_min=int(scores_M.min()),
-            score_max=int(scores_M.max()),
+            score_sum=outcome.score_sum,
+            score_min=outcome.score_min,
+            score_max=outcome.score_max,
             digest=self._digest,
-            model_bytes=model_bytes,
+            model_bytes=outcome.model_bytes,
             seconds=time.perf_counter() - began,
-            payload=self.algorithm.encode(scores_M),
+            payload=self.algorithm.encode(outcome.values),
         )
 
     def _take(self, parameters_P: Int8Array, generation: int, digest: int) -> None:

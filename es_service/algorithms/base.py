@@ -8,10 +8,25 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
 
-from es_service.types import Int8Array, Int32Array, NoiseAddress, Ops, Part
+import numpy.typing as npt
 
-__all__ = ["AbstractAlgorithm"]
+from es_service.types import Int8Array, NoiseAddress, Ops, Part
+
+__all__ = ["AbstractAlgorithm", "Past"]
+
+
+@dataclass(frozen=True, slots=True)
+class Past:
+    """What the journal has of one committed generation, as far as a later one may depend on it."""
+
+    units: int
+    threshold: int
+    score_sum: int
+    score_min: int
+    score_max: int
 
 
 class AbstractAlgorithm(ABC):
@@ -21,18 +36,23 @@ class AbstractAlgorithm(ABC):
     """Votes of one generation."""
     exact: bool = True
     """Equal parameters give equal scores on every machine. Otherwise `agrees` says what may differ."""
+    tile: int = 80
+    """Default leases are multiples of this many units: of 5 votes to a byte and of 16 pairs, a tile of the kernels."""
 
     @abstractmethod
     def address(self, generation: int) -> NoiseAddress:
         """The part of the noise counter that the units of a generation share."""
 
     @abstractmethod
-    def threshold(self, generation: int) -> int:
-        """The integer K that goes into the record of this generation (int32)."""
+    def threshold(self, generation: int, history: Sequence[Past]) -> int:
+        """The integer K that goes into the record of this generation (int32), which workers are told beforehand.
+
+        `history` holds all generations before it, in order.
+        """
 
     @abstractmethod
-    def encode(self, scores_M: Int32Array) -> bytes:
-        """The votes of a lease from its members' scores, (2 units,) int32, as a worker sends them."""
+    def encode(self, outcomes: npt.NDArray[Any]) -> bytes:
+        """What a worker sends of a lease, from what its task has found out about it: see the algorithm."""
 
     @abstractmethod
     def check(self, payload: bytes, units: int) -> None:

@@ -17,7 +17,7 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from es_service import noise as addressing
 from es_service import votes
-from es_service.algorithms.base import AbstractAlgorithm
+from es_service.algorithms.base import AbstractAlgorithm, Past
 from es_service.errors import MessageError
 from es_service.noise import Stream
 from es_service.types import Int8Array, Int32Array, Layout, Noise, NoiseAddress, Ops, Part
@@ -73,13 +73,13 @@ class Eggroll(AbstractAlgorithm):
         reuse = self.config.noise_reuse
         return NoiseAddress(self.seed, generation // reuse if reuse else 0)
 
-    def threshold(self, generation: int) -> int:
+    def threshold(self, generation: int, history: Sequence[Past]) -> int:  # noqa: ARG002 - the generation suffices
         """K of this generation."""
         return threshold(self.config, generation)
 
-    def encode(self, scores_M: Int32Array) -> bytes:
-        """Packed votes."""
-        return votes.pack(votes.from_scores(scores_M))
+    def encode(self, outcomes: Int32Array) -> bytes:
+        """Packed votes, from the scores (2 units,) int32 of the members."""
+        return votes.pack(votes.from_scores(outcomes))
 
     def check(self, payload: bytes, units: int) -> None:
         """Packed votes of exactly this many pairs."""

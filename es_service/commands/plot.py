@@ -19,6 +19,7 @@ from es_service.data import Baselines
 from es_service.directory import RunDirectory
 from es_service.errors import BackendError, RunError
 from es_service.journal_writer import write_atomically
+from es_service.problem import figure_of, is_classifier, is_egg, scored
 from es_service.telemetry import bits_per_byte
 
 __all__ = ["DEFAULT_NAME", "draw", "draw_run", "run"]
@@ -52,6 +53,8 @@ def draw_run(directory: RunDirectory, config: RunConfig, out: Path | None = None
     """Draw with baselines if this machine has the corpus; raises `ImportError` without matplotlib."""
     import matplotlib  # noqa: F401 - before the work for the baselines
 
+    if is_classifier(config):
+        return draw(directory, config, None, out or directory.path / DEFAULT_NAME)
     corpus = cached_corpus(config)
     if corpus is None:
         print("the run's corpus is not in this machine's cache: drawn without baselines", file=sys.stderr)
@@ -84,7 +87,8 @@ def _draw_curves(axes: Any, directory: RunDirectory, config: RunConfig) -> None:
     fields = journal.scan(directory.journal_path).commits.fields
     sums = fields["score_sum"].tolist()
     trained = [bits_per_byte(config, score_sum / config.population) for score_sum in sums]
-    axes.plot(range(len(trained)), trained, color=_SKY, lw=1.2, label="training, mean of perturbed members")
+    label = "training, mean of perturbed members" if is_egg(config) else "training batch"
+    axes.plot(range(len(trained)), trained, color=_SKY, lw=1.2, label=label)
     rows = (row for row in directory.metrics() if row.get("kind") == "evaluation")
     held_out = {row["generation"]: row["bits_per_byte"] for row in rows if row["generation"] <= len(trained)}
     if held_out:
@@ -121,10 +125,10 @@ def _dress(axes: Any, name: str, config: RunConfig) -> None:
     from matplotlib.ticker import EngFormatter
 
     model = config.model
-    bytes_a_generation = config.population * config.segment.bytes * config.feeding.passes(config.population)
+    bytes_a_generation = config.population * scored(config)
     axes.set_title(f"{name}: N = {config.population:,}, D = {model.width}, L = {model.layers}")
     axes.set_xlabel("generation")
-    axes.set_ylabel("bits/byte (integer loss)")
+    axes.set_ylabel(f"{figure_of(config)}{' (integer loss)' if is_egg(config) else ''}")
     axes.xaxis.get_major_locator().set_params(integer=True)
     axes.margins(x=0.01)
     axes.grid(color=_GREY, alpha=0.2)
@@ -133,4 +137,4 @@ def _dress(axes: Any, name: str, config: RunConfig) -> None:
     scale = float(bytes_a_generation)
     top = axes.secondary_xaxis("top", functions=(lambda g: np.asarray(g) * scale, lambda b: np.asarray(b) / scale))
     top.xaxis.set_major_formatter(EngFormatter())
-    top.set_xlabel("model-bytes (population x bytes scored)")
+    top.set_xlabel("model-bytes (population x bytes scored)" if is_egg(config) else "examples x perturbations")

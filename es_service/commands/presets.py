@@ -6,13 +6,14 @@ from argparse import Namespace
 
 from es_service.commands.display import print_table
 from es_service.config import PRESETS, load, preset_names
+from es_service.problem import scored
 
 __all__ = ["about", "run"]
 
 
 def run(arguments: Namespace) -> int:  # noqa: ARG001 - every command takes its arguments
     """A row for each preset; all are validated on the way."""
-    columns = ("preset", "population N", "width D", "layers L", "segment T", "generations")
+    columns = ("preset", "population N", "width D", "layers L", "T or batch", "generations")
     print_table(columns, [_row(name) for name in preset_names()])
     print()
     for name in preset_names():
@@ -29,5 +30,5 @@ def about(name: str) -> str:
 
 def _row(name: str) -> tuple[str, ...]:
     config = load(name)
-    numbers = (config.population, config.model.width, config.model.layers, config.segment.bytes)
+    numbers = (config.population, config.model.width, config.model.layers, scored(config))
     return (name, *(f"{number:,}" for number in numbers), f"{config.deployment.generations:,}")

@@ -14,6 +14,7 @@ from es_service.directory import RunDirectory
 from es_service.driver import follow
 from es_service.errors import ConfigError
 from es_service.launch import launch
+from es_service.problem import headline, is_classifier
 from es_service.storage import fetch, open_storage
 
 __all__ = ["begun", "carry_out", "with_flags"]
@@ -86,11 +87,7 @@ def _interrupt(number: int, frame: FrameType | None) -> None:  # noqa: ARG001 - 
 
 
 def _headline(config: RunConfig, directory: RunDirectory) -> str:
-    model = config.model
-    return (
-        f"{directory.name}: {model.kind} {model.layers} layers, {model.width} wide, population {config.population:,}, "
-        f"{config.segment.bytes} bytes a segment, seed {config.seed}, in {directory.path}"
-    )
+    return f"{directory.name}: {headline(config)}, in {directory.path}"
 
 
 def _runs_dir_flag(config: RunConfig) -> str:
@@ -99,7 +96,7 @@ def _runs_dir_flag(config: RunConfig) -> str:
 
 
 def _report(config: RunConfig, directory: RunDirectory) -> None:
-    """Held-out bits/byte beside the baselines, the plot, and a sample of text."""
+    """Held-out figures beside the baselines, the plot, and of a language model a sample of text."""
     from es_service.commands import eval as evaluate
     from es_service.commands import plot, sample
 
@@ -108,5 +105,7 @@ def _report(config: RunConfig, directory: RunDirectory) -> None:
         print(f"loss curve: {plot.draw_run(directory, config)}")
     except ImportError:
         print("loss curve: pip install 'es-service[plot]', then es-service plot", file=sys.stderr)
+    if is_classifier(config):
+        return
     print(f"sample after 'def ', temperature {_SAMPLE_TEMPERATURE}:")
     print(sample.sample_run(directory, config, b"def ", _SAMPLE_BYTES, _SAMPLE_TEMPERATURE))

@@ -7,8 +7,8 @@ from argparse import Namespace
 from es_service.commands.sources import Model, load_model, model_of_run, open_run
 from es_service.config import RunConfig
 from es_service.directory import RunDirectory
-from es_service.models.sampling import generate, visible
-from es_service.problem import shape_of
+from es_service.models.sampling import visible
+from es_service.problem import write_text
 from es_service.wiring import kernels
 
 __all__ = ["run", "sample_run"]
@@ -20,7 +20,7 @@ def run(arguments: Namespace) -> int:
     model = load_model(arguments, ops)
     prompt = arguments.prompt.encode("utf-8", "surrogateescape")
     values = (prompt, arguments.bytes, arguments.temperature, arguments.seed)
-    text = prompt + generate(ops, shape_of(model.config), model.parameters_P, *values)
+    text = prompt + write_text(model.config, ops, model.parameters_P, *values)
     print(visible(text))
     return 0
 
@@ -31,5 +31,5 @@ def sample_run(
     """The prompt and `count` bytes after it from the newest generation of a run, fit for a terminal."""
     ops, _ = kernels(config.deployment.aggregator_backend)
     model: Model = model_of_run(open_run(directory), ops)
-    text = prompt + generate(ops, shape_of(model.config), model.parameters_P, prompt, count, temperature, seed)
+    text = prompt + write_text(model.config, ops, model.parameters_P, prompt, count, temperature, seed)
     return visible(text)

@@ -15,6 +15,7 @@ from es_service.commands.sources import directory_of
 from es_service.directory import RunDirectory
 from es_service.errors import ConfigError, ServiceError
 from es_service.launch import look
+from es_service.problem import figure_of
 
 __all__ = ["run", "run_status"]
 
@@ -71,6 +72,8 @@ def run_status(directory: RunDirectory) -> dict[str, Any]:
         "goal": goal,
         "bits_per_byte": last.get("bits_per_byte"),
         "held_out": evaluated[-1]["bits_per_byte"] if evaluated else None,
+        "accuracy": evaluated[-1].get("accuracy") if evaluated else None,
+        "unit": figure_of(config),
         "held_out_generation": evaluated[-1]["generation"] if evaluated else None,
         "bytes_per_second": _speed(trained[-_SPEED_COMMITS:]),
         "bits_per_member": bits_per_member(contents),
@@ -169,13 +172,15 @@ def _print_one(values: dict[str, Any]) -> None:
         state += f": {values['reason']}"
     held_out = bits(values["held_out"])
     if values["held_out"] is not None:
-        held_out += f" bits/byte at generation {values['held_out_generation']}"
+        held_out += f" {values['unit']} at generation {values['held_out_generation']}"
+    if values["accuracy"] is not None:
+        held_out += f", accuracy {values['accuracy']:.1%}"
     workers = "-" if values["workers"] is None else values["workers"]
     lines = {
         "run": f"{values['name']}, in {values['path']}",
         "state": state,
         "generation": f"{values['generation']}/{values['goal']}",
-        "training": f"{bits(values['bits_per_byte'])} bits/byte",
+        "training": f"{bits(values['bits_per_byte'])} {values['unit']}",
         "held-out": held_out,
         "speed": f"{_rate(values)} model-bytes/s; workers: {workers}",
         "bits a member": f"{bits(values['bits_per_member'])} of votes, "

@@ -88,4 +88,30 @@ class HuggingFaceDataConfig(_DataConfig):
     """Column that holds the text."""
 
 
-DataConfig = Annotated[StdlibDataConfig | FilesDataConfig | HuggingFaceDataConfig, Field(discriminator="kind")]
+class DigitsDataConfig(_DataConfig):
+    """The 1,797 images of handwritten digits that scikit-learn brings along, 8 x 8 in 17 shades. Not MNIST."""
+
+    kind: Literal["digits"] = "digits"
+    """Selects this variant."""
+
+    held_out_percent: float = Field(default=20.0, ge=0.01, le=99.99)
+    """Share of the images, in percent, that is held out: those whose SHA-256 (pixels and label; first 8 bytes,
+    little-endian) modulo 10000 is below 100 times this."""
+
+
+class MnistDataConfig(_DataConfig):
+    """MNIST, 28 x 28 in 256 shades, read with the `datasets` package; its test images are held out."""
+
+    kind: Literal["mnist"] = "mnist"
+    """Selects this variant."""
+
+    dataset: str = Field(default="ylecun/mnist", min_length=1)
+    """Name on the hub, or a local dataset folder, with columns `image` and `label`."""
+
+    revision: str | None = None
+    """Commit, tag or branch of the dataset. None is the newest at the first load on a machine."""
+
+
+TextDataConfig = StdlibDataConfig | FilesDataConfig | HuggingFaceDataConfig
+ImageDataConfig = DigitsDataConfig | MnistDataConfig
+DataConfig = Annotated[TextDataConfig | ImageDataConfig, Field(discriminator="kind")]

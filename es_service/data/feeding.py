@@ -73,7 +73,21 @@ class SequencesPerGenerationConfig(FrozenConfig):
         return max(1, self.sequences // (population // 2))
 
 
-FeedingConfig = Annotated[MembersPerSequenceConfig | SequencesPerGenerationConfig, Field(discriminator="kind")]
+class BatchConfig(FrozenConfig):
+    """All perturbations of a generation are judged on the same batch of examples (noise_step).
+
+    Batches follow each other through endless shuffled passes over the training examples.
+    """
+
+    kind: Literal["batch"] = "batch"
+    """Selects this variant."""
+
+    size: int = Field(1024, ge=1, le=1 << 20)
+    """Examples B in a batch: images, or bytes of text with their context."""
+
+
+RowsConfig = MembersPerSequenceConfig | SequencesPerGenerationConfig
+FeedingConfig = Annotated[RowsConfig | BatchConfig, Field(discriminator="kind")]
 
 
 def _check_population(population: int) -> None:

@@ -8,11 +8,19 @@ import logging
 from pathlib import Path
 
 from es_service.data.cache import Cache, default_cache_dir
-from es_service.data.config import DataConfig, FilesDataConfig, HuggingFaceDataConfig, StdlibDataConfig
+from es_service.data.config import (
+    DataConfig,
+    DigitsDataConfig,
+    FilesDataConfig,
+    HuggingFaceDataConfig,
+    MnistDataConfig,
+    StdlibDataConfig,
+)
 from es_service.data.corpus import FORMAT, Corpus
 from es_service.data.documents import Source, is_held_out
 from es_service.data.files import FilesSource
 from es_service.data.huggingface import HuggingFaceSource
+from es_service.data.images import DigitsSource, MnistSource
 from es_service.data.stdlib import StdlibSource
 from es_service.data.writer import CorpusWriter
 from es_service.errors import DataError
@@ -52,6 +60,10 @@ def open_source(config: DataConfig, cache: Path) -> Source:
             return FilesSource(config)
         case HuggingFaceDataConfig():
             return HuggingFaceSource(config, cache)
+        case DigitsDataConfig():
+            return DigitsSource(config)
+        case MnistDataConfig():
+            return MnistSource(config)
 
 
 def _find_or_build(config: DataConfig, source: Source, cache: Cache) -> Corpus:

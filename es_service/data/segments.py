@@ -11,11 +11,11 @@ from typing import NamedTuple
 
 import numpy as np
 
-from es_service.data.feeding import FeedingConfig, MembersPerSequenceConfig, SequencesPerGenerationConfig, divisors
+from es_service.data.feeding import MembersPerSequenceConfig, RowsConfig, SequencesPerGenerationConfig, divisors
 from es_service.errors import ConfigError
 from es_service.types import Int32Array, UInt8Array
 
-__all__ = ["FeedingConfig", "SegmentRows", "Segments", "check_feeding"]
+__all__ = ["SegmentRows", "Segments", "check_feeding"]
 
 
 class SegmentRows(NamedTuple):
@@ -43,7 +43,7 @@ class Segments:
     population: int
     segment_bytes: int
     burn_in: int
-    feeding: FeedingConfig
+    feeding: RowsConfig
 
     def __post_init__(self) -> None:
         self.validate()
@@ -114,12 +114,12 @@ class Segments:
         return self.train[: self.num_rows * width].reshape(self.num_rows, width)
 
 
-def check_feeding(feeding: FeedingConfig, population: int) -> None:
+def check_feeding(feeding: RowsConfig, population: int) -> None:
     """Raise ConfigError, naming the field and values that would do, unless the feeding suits the population."""
     feeding.check(population)
 
 
-def _too_small(size: int, population: int, segment_bytes: int, feeding: FeedingConfig) -> str:
+def _too_small(size: int, population: int, segment_bytes: int, feeding: RowsConfig) -> str:
     """Why a training split is too small, and every single change that would help."""
     rows = feeding.num_rows(population)
     fits = [f"at least {rows * (segment_bytes + 1)} training bytes"]
@@ -134,7 +134,7 @@ def _too_small(size: int, population: int, segment_bytes: int, feeding: FeedingC
     )
 
 
-def _fewer_rows(max_rows: int, population: int, feeding: FeedingConfig) -> str:
+def _fewer_rows(max_rows: int, population: int, feeding: RowsConfig) -> str:
     match feeding:
         case MembersPerSequenceConfig():
             members = next(m for m in divisors(population) if m % 2 == 0 and population // m <= max_rows)

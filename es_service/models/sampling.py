@@ -1,4 +1,4 @@
-"""Text from an EGG model, one byte at a time, with its recurrent state carried along.
+"""Text from a model, one byte at a time, with its recurrent state carried along.
 
 A logit is an int8 in 1/16 bit: byte b has probability proportional to 2^(logit[b] / (16 temperature)). The uniform
 number of the byte at position i is bytes 0 .. 7, little-endian, of noise stream 7 (sampling), tensor 0, unit i,
@@ -10,15 +10,16 @@ from __future__ import annotations
 
 import unicodedata
 from collections.abc import Iterator
-from math import isfinite
+from math import isfinite, log
 
 import numpy as np
 
 from es_service import noise
 from es_service.errors import ConfigError
+from es_service.models.ternary_net import Net, logits
 from es_service.types import EggShape, Int8Array, Ops
 
-__all__ = ["MAX_BYTES", "generate", "visible"]
+__all__ = ["MAX_BYTES", "generate", "generate_ternary", "visible"]
 
 MAX_BYTES = noise.MAX_UNITS
 _WEIGHT_BITS = 40
@@ -49,6 +50,21 @@ def generate(
             logits_SV = ops.logits(model, np.array([text[-1]], np.uint8), state_SLD)
         text.append(_choose(logits_SV[0], weights, draw))
     return bytes(text)
+
+
+def generate_ternary(
+    net: Net, parameters_P: Int8Array, prompt: bytes, count: int, temperature: float, seed: int
+) -> bytes:
+    """The same from a ternary language model, whose float logits are rounded to 1/16 bit first."""
+    _check(count, temperature, seed)
+    weights = _weights(temperature) if temperature > 0 else None
+    text = bytearray(bytes(net.context) + prompt)
+    for _, draw in zip(range(count), _draws(seed), strict=False):
+        inputs_BC = np.frombuffer(text, np.uint8)[None, -net.context :].copy()
+        logits_V = logits(net, parameters_P, inputs_BC)[0] * (16 / log(2))
+        below_V = np.rint(logits_V - logits_V.max()) + 127
+        text.append(_choose(np.maximum(below_V, -128).astype(np.int8), weights, draw))
+    return bytes(text[len(text) - count :]) if count else b""
 
 
 def _check(count: int, temperature: float, seed: int) -> None:

@@ -14,9 +14,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import workers.ops
+from es_service import ternary
 from es_service.errors import BackendError
 from es_service.models import egg
-from es_service.types import EggShape, Noise, NoiseAddress
+from es_service.types import EggShape, Layout, Noise, NoiseAddress, Perturbations, TensorSpec
 from workers.ops import base
 from workers.ops.reference import ReferenceOps
 
@@ -74,6 +75,22 @@ def cases(draw, widths=(16, 32, 48, 80, 112, 272)) -> Case:
     if draw(st.booleans()):
         state = rng.integers(-127, 127, (2 * pairs, shape.layers, shape.width), np.int8, endpoint=True)
     return Case(shape, parameters, noise, rows, row_of_pair, burn_in, state)
+
+
+@st.composite
+def perturbations(draw) -> Perturbations:
+    tensors, offset = [], 0
+    for index, (rows, columns) in enumerate(
+        draw(st.lists(st.tuples(st.integers(1, 20), st.integers(0, 20)), min_size=1, max_size=4))
+    ):
+        shape = (rows, columns) if columns else (rows,)
+        tensors.append(TensorSpec(str(index), shape, "matrix" if columns else "vector", index, offset))
+        offset += tensors[-1].size
+    layout, support = Layout(tuple(tensors)), draw(st.sampled_from(["bernoulli", "exact", "columns"]))
+    room = ternary.places(support, layout)
+    nonzeros = draw(st.integers(1, room))
+    units = draw(st.integers(1, 9 if support == "bernoulli" else room // nonzeros))
+    return Perturbations(support, NoiseAddress(draw(U64), draw(U32)), layout, units, nonzeros)
 
 
 def copy(array):
@@ -270,6 +287,35 @@ class OpsContract:
             assert ops.digest(layout, parameters) == expected
             assert ops.digest(layout, changed) != expected
 
+    @given(perturbations(), st.data())
+    @settings(max_examples=25)
+    def test_ternary_non_zeros_and_step(self, p, data):
+        first = data.draw(st.integers(0, p.units - 1))
+        units = data.draw(st.integers(1, p.units - first))
+        rng = np.random.default_rng(data.draw(U32))
+        votes, weights = (rng.integers(-1, 2, size, np.int8) for size in (p.units, p.layout.size))
+
+        def compute(ops):
+            found, moved = ops.ternary_nonzeros(p, first, units), weights.copy()
+            changed = ops.ternary_step(p, votes, moved)
+            return found.starts_U1, found.positions_N, found.signs_N, moved, changed
+
+        self.equal(compute(REFERENCE), compute)
+
+    def test_ternary_step_of_a_large_model(self):
+        """More non-zeros and weights than one thread takes at once."""
+        layout = Layout((TensorSpec("a", (100, 150), "matrix", 0, 0), TensorSpec("b", (100,), "vector", 1, 15000)))
+        rng = np.random.default_rng(1)
+        for support, units, nonzeros in (("exact", 15, 1000), ("columns", 30, 5), ("bernoulli", 6, 4000)):
+            p = Perturbations(support, NoiseAddress(5, 6), layout, units, nonzeros)
+            votes, weights = (rng.integers(-1, 2, size, np.int8) for size in (units, layout.size))
+
+            def compute(ops, p=p, votes=votes, weights=weights):
+                moved = weights.copy()
+                return ops.ternary_step(p, votes, moved), moved, ops.ternary_nonzeros(p, 0, p.units).positions_N
+
+            self.equal(compute(REFERENCE), compute)
+
     def test_prepare_is_a_snapshot(self):
         shape, layout = EggShape(16, 1, 4), egg.layout(16, 1)
         rows = np.arange(12, dtype=np.uint8).reshape(2, 6)
@@ -398,3 +444,18 @@ def bad_calls(ops):
     yield lambda: ops.apply(flat.copy(), sums.astype(np.int64), 1)
     for threshold in (-1, 1 << 62):
         yield lambda threshold=threshold: ops.apply(flat.copy(), sums, threshold)
+    yield from bad_ternary_calls(ops)
+
+
+def bad_ternary_calls(ops):
+    layout, votes = egg.layout(16, 1), np.ones(2, np.int8)
+    ternary_weights = np.zeros(layout.size, np.int8)
+    good = Perturbations("exact", NoiseAddress(1, 0), layout, 2, 3)
+    for bad in (votes[:1], votes * 2, votes.astype(np.int16)):
+        yield lambda bad=bad: ops.ternary_step(good, bad, ternary_weights)
+    for bad in (ternary_weights[:-1], ternary_weights.astype(np.int16), ternary_weights + np.int8(2)):
+        yield lambda bad=bad: ops.ternary_step(good, votes, bad)
+    for change in ({"nonzeros": layout.size}, {"nonzeros": 0}, {"support": "columns", "nonzeros": 1000}):
+        yield lambda change=change: ops.ternary_step(replace(good, **change), votes, ternary_weights)
+    for first, units in ((-1, 1), (0, 0), (1, 2)):
+        yield lambda first=first, units=units: ops.ternary_nonzeros(good, first, units)

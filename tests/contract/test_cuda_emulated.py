@@ -242,8 +242,8 @@ def test_a_worker_on_these_kernels_votes_and_updates_as_one_on_the_reference(ops
         worker.restore(Restore(worker.run, 0, one.digest(layout, parameters_P), b""))
         answers = []
         for generation in range(2):
-            answers.append(worker.evaluate(Lease(generation, 0, 20, 0)))
-            worker.advance(Commit(generation, worker.algorithm.threshold(generation), answers[-1].payload))
+            answers.append(worker.evaluate(Lease(generation, 0, 20, 0), 0))
+            worker.advance(Commit(generation, worker.algorithm.threshold(generation, ()), answers[-1].payload))
         results.append(
             [(a.payload, a.digest, a.score_sum, a.score_min, a.score_max) for a in answers] + [worker._digest]
         )

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from es_service import votes
-from es_service.aggregator import Aggregator, Applied, Canonical, Evaluated
+from es_service.aggregator import Aggregator, Applied, Canonical, Evaluated, HeldOut
 from es_service.algorithms.eggroll import Eggroll, EggrollConfig
 from es_service.messages import Commit
 from es_service.models import egg
@@ -41,13 +41,16 @@ def make(tmp_path):
 
 
 def test_commits_are_applied_in_order_and_told_once(make):
-    aggregator = make(lambda canonical: canonical.generation / 2 if canonical.generation % 2 else None)
+    aggregator = make(lambda canonical: HeldOut(canonical.generation / 2) if canonical.generation % 2 else None)
     start = aggregator.canonical
     parameters_P, kept = start.parameters_P.copy(), start.parameters_P.copy()
     for generation in range(4):
         aggregator.submit(commit(generation))
     news = aggregator.close()
-    assert [item for item in news if isinstance(item, Evaluated)] == [Evaluated(1, 0.5), Evaluated(3, 1.5)]
+    assert [item for item in news if isinstance(item, Evaluated)] == [
+        Evaluated(1, HeldOut(0.5)),
+        Evaluated(3, HeldOut(1.5)),
+    ]
     applied = [item for item in news if isinstance(item, Applied)]
     assert [item.canonical.generation for item in applied] == [1, 2, 3, 4]
     for generation, item in enumerate(applied):
@@ -63,13 +66,13 @@ def test_commits_are_applied_in_order_and_told_once(make):
 
 def test_take_waits_for_the_first_and_evaluation_holds_up_nobody(make):
     gate = threading.Event()
-    aggregator = make(lambda canonical: gate.wait(20) and 2.5)
+    aggregator = make(lambda canonical: gate.wait(20) and HeldOut(2.5))
     assert aggregator.take(0.01) == []
     aggregator.submit(commit(0))
     (applied,) = aggregator.take(20)
     assert applied.canonical.generation == aggregator.canonical.generation == 1
     gate.set()
-    assert aggregator.take(20) == [Evaluated(1, 2.5)]
+    assert aggregator.take(20) == [Evaluated(1, HeldOut(2.5))]
 
 
 def test_an_error_reaches_the_reader_and_ends_the_thread(make):

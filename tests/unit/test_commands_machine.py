@@ -126,8 +126,9 @@ def test_verify_with_a_backend_that_is_none(es):
 # presets
 
 
-def test_presets_are_the_four_and_are_sound(es):
-    assert preset_names() == ["egg-laptop", "egg-minipile", "egg-minipile-v2", "egg-smoke"]
+def test_presets_are_these_and_are_sound(es):
+    egg = ["egg-laptop", "egg-minipile", "egg-minipile-v2", "egg-smoke"]
+    assert preset_names() == [*egg, "noise-step-digits", "noise-step-mnist", "noise-step-text"]
     out = es("presets").out
     for name in preset_names():
         assert (PRESETS / f"{name}.toml").read_text().startswith("# ")

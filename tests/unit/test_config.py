@@ -12,6 +12,7 @@ from es_service.noise import MAX_ENTRIES, MAX_GENERATIONS, MAX_TENSORS, MAX_UNIT
 from es_service.problem import layout_of, run_id
 
 BASE = {"data": {"kind": "stdlib"}, "feeding": {"kind": "members_per_sequence", "members": 8}}
+NOISE_STEP = {"model": {"kind": "ternary_lm"}, "algorithm": {"kind": "noise_step"}, "feeding": {"kind": "batch"}}
 FILES = {"kind": "files", "paths": ["text"]}
 
 
@@ -57,6 +58,21 @@ def refused(tree, overrides=()) -> str:
         ({"deployment": 3}, "deployment: Input should be a valid dictionary"),
         ({"data": {"kind": "files"}}, "data.paths: required and not given"),
         ({"data": FILES | {"content_hash": "abc"}}, "data.content_hash: String should match pattern"),
+        ({"feeding": {"kind": "batch"}}, "feeding.kind: 'batch' goes with noise_step"),
+        ({"data": {"kind": "digits"}}, "data.kind: 'digits' holds images; egg reads text"),
+        ({"model": {"kind": "ternary_mlp"}}, "model.kind: 'ternary_mlp' is trained by algorithm.kind = \"noise_step\""),
+        ({"model": {"kind": "rnn"}}, "model: Input tag 'rnn' found using 'kind' does not match any of"),
+        ({"algorithm": {"kind": "noise_step"}}, "model.kind: 'egg' is trained by eggroll"),
+        (NOISE_STEP | {"feeding": BASE["feeding"]}, "feeding.kind: 'members_per_sequence' goes with eggroll"),
+        (NOISE_STEP | {"data": {"kind": "digits"}}, "model.kind: 'ternary_lm' cannot read data.kind = 'digits'"),
+        (NOISE_STEP | {"model": {"kind": "ternary_mlp"}}, "model.kind: 'ternary_mlp' cannot read data.kind = 'stdlib'"),
+        (NOISE_STEP | {"algorithm": {"kind": "noise_step", "objective": "errors"}},
+         "algorithm: objective = 'errors' has no derivative"),
+        (NOISE_STEP | {"algorithm": {"kind": "noise_step", "density": {"kind": "staged", "nonzeros": [4, 8]}}},
+         "algorithm.density: 2 stages take 1 losses"),
+        (NOISE_STEP | {"algorithm": {"kind": "noise_step", "density": {"kind": "constant", "nonzeros": 0}}},
+         "algorithm.density.nonzeros: Input should be greater than or equal to 1"),
+        (NOISE_STEP | {"population": 1 << 31}, "population: 2147483648 members are too many for a record"),
         ({"format_version": 2}, "format_version: Input should be 1 (got 2)"),
     ],
 )  # fmt: skip
@@ -69,7 +85,7 @@ def test_a_field_that_is_missing_is_named():
 
 
 def test_every_problem_is_told_at_once():
-    assert len(refused(BASE | {"seed": -1, "population": 3, "colour": "red"}).splitlines()) == 3
+    assert len(refused(BASE | {"seed": -1, "population": 0, "colour": "red"}).splitlines()) == 3
 
 
 # Limits of the noise addresses and of the journal.

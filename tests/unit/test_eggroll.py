@@ -60,7 +60,7 @@ def test_payloads_that_nobody_can_have_encoded_are_refused(payload):
 
 def test_an_update_moves_along_the_noise_for_plus_one_and_against_it_for_minus_one():
     r = rule(population=2, alpha=0.5)
-    noise, k = OPS.noise(LAYOUT, 1, r.address(4), 0, 1), r.threshold(4)
+    noise, k = OPS.noise(LAYOUT, 1, r.address(4), 0, 1), r.threshold(4, ())
     start_P = egg.initial_parameters(LAYOUT, 9)
     steps = {}
     for vote in (1, -1, 0):

@@ -24,7 +24,7 @@ RESULTS = st.builds(
     U64, LEASES, I64, st.tuples(I32, I32), U64, U64, st.floats(0, 1e9), BLOB,
 )  # fmt: skip
 MESSAGES = st.one_of(
-    st.builds(Order, U64, LEASES, st.lists(st.builds(Commit, U64, I32, BLOB), max_size=4).map(tuple)),
+    st.builds(Order, U64, LEASES, I32, st.lists(st.builds(Commit, U64, I32, BLOB), max_size=4).map(tuple)),
     st.builds(Restore, U64, U64, U64, BLOB),
     RESULTS,
     st.builds(Share, U64, U64, U64, st.text(st.characters(codec="utf-8"), max_size=20)),
@@ -68,9 +68,9 @@ def test_unknown_types_are_refused(kind):
 
 def test_sizes_are_bounded(monkeypatch):
     commits = tuple(Commit(n, 0, b"") for n in range(MAX_COMMITS + 1))
-    decode(encode(Order(1, RESULT.lease, commits[:-1])))
+    decode(encode(Order(1, RESULT.lease, 3, commits[:-1])))
     with pytest.raises(MessageError, match="257 commits in one order; the limit is 256"):
-        decode(encode(Order(1, RESULT.lease, commits)))
+        decode(encode(Order(1, RESULT.lease, 3, commits)))
     monkeypatch.setattr(messages, "MAX_MESSAGE_BYTES", 50)
     with pytest.raises(MessageError, match=r"outside 1 \.\. 50"):
         decode(encode(RESULT))

@@ -19,9 +19,18 @@ def test_a_preset_loads_and_can_be_set_up(name):
     config = load(name)
     assert load(str(PRESETS / f"{name}.toml")) == config
     plan = plan_of(config)
-    assert plan.units == algorithm_of(config).units == config.population // 2
+    members = 2 if config.algorithm.kind == "eggroll" else 1
+    assert plan.units == algorithm_of(config).units == config.population // members
     assert layout_of(config).size > 0
     assert load(name, ["deployment.pool=local"]).spec_hash == config.spec_hash
+
+
+def test_noise_step_has_the_published_settings():
+    config = load("noise-step-mnist")
+    assert layout_of(config).size == 269_322
+    assert (config.population, config.feeding.size) == (128, 1024)
+    density = config.algorithm.density
+    assert (density.nonzeros, density.below) == ((16, 4, 1), (2.0, 1.0))
 
 
 def test_smoke_packs_its_votes_without_padding():

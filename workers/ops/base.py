@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from es_service import ternary
 from es_service.errors import BackendError
 from es_service.models import egg
 from es_service.noise import MAX_UNITS
@@ -22,6 +23,8 @@ from es_service.types import (
     Layout,
     Noise,
     NoiseAddress,
+    NonZeros,
+    Perturbations,
     UInt8Array,
 )
 
@@ -135,6 +138,25 @@ class AbstractOps(ABC):
         _check_threshold(threshold)
         return self._update(layout, rank, address, votes_Q, sign_noise, threshold, parameters_P)
 
+    def ternary_nonzeros(self, perturbations: Perturbations, first_unit: int, num_units: int) -> NonZeros:
+        """See `es_service.types.Ops.ternary_nonzeros`."""
+        _check_perturbations(perturbations)
+        if first_unit < 0 or num_units < 1 or first_unit + num_units > perturbations.units:
+            raise BackendError(f"perturbations {first_unit} + {num_units} of {perturbations.units}")
+        return self._ternary_nonzeros(perturbations, first_unit, num_units)
+
+    def ternary_step(self, perturbations: Perturbations, votes_U: Int8Array, parameters_P: Int8Array) -> int:
+        """See `es_service.types.Ops.ternary_step`."""
+        _check_perturbations(perturbations)
+        check("votes", votes_U, np.int8, (perturbations.units,))
+        check("parameters", parameters_P, np.int8, (perturbations.layout.size,))
+        for name, values in (("votes", votes_U), ("parameters", parameters_P)):
+            if values.min() < -1 or values.max() > 1:
+                raise BackendError(f"{name} must be -1, 0 or +1")
+        before_P = parameters_P.copy()
+        self._ternary_step(perturbations, votes_U, parameters_P)
+        return int((parameters_P != before_P).sum())
+
     def digest(self, layout: Layout, parameters_P: Int8Array) -> int:
         """See `es_service.types.Ops.digest`."""
         check("parameters", parameters_P, np.int8, (layout.size,))
@@ -203,6 +225,12 @@ class AbstractOps(ABC):
         return self._apply(parameters_P, sums_P, threshold)
 
     @abstractmethod
+    def _ternary_nonzeros(self, perturbations: Perturbations, first_unit: int, num_units: int) -> NonZeros: ...
+
+    @abstractmethod
+    def _ternary_step(self, perturbations: Perturbations, votes_U: Int8Array, parameters_P: Int8Array) -> None: ...
+
+    @abstractmethod
     def _digest(self, layout: Layout, parameters_P: Int8Array) -> int: ...
 
 
@@ -224,6 +252,14 @@ def _check_votes(votes_Q: Int8Array, units: int) -> None:
 def _check_threshold(threshold: int) -> None:
     if not 0 <= threshold < 1 << 62:
         raise BackendError(f"threshold {threshold} is outside 0 .. 2^62")
+
+
+def _check_perturbations(p: Perturbations) -> None:
+    room = ternary.places(p.support, p.layout)
+    if not 0 < p.units <= MAX_UNITS or not 0 < p.nonzeros < 1 << 31:
+        raise BackendError(f"{p.units} perturbations of {p.nonzeros} non-zeros cannot be addressed")
+    if p.nonzeros * (1 if p.support == "bernoulli" else p.units) > room:
+        raise BackendError(f"{p.units} perturbations of {p.nonzeros} non-zeros do not fit {room} ({p.support})")
 
 
 def _check_rows(rows_SW: UInt8Array, burn_in: int) -> None:

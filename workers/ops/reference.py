@@ -15,6 +15,7 @@ import numpy as np
 import numpy.typing as npt
 
 from es_service import noise as addressing
+from es_service import ternary
 from es_service.models import egg
 from es_service.types import (
     EggShape,
@@ -24,6 +25,8 @@ from es_service.types import (
     Noise,
     NoiseAddress,
     NoiseSlot,
+    NonZeros,
+    Perturbations,
     UInt8Array,
 )
 from workers.ops.base import AbstractOps
@@ -253,6 +256,13 @@ class ReferenceOps(AbstractOps):
         step_P = np.where(sums_P > 0, 1, -1) * moves_P
         parameters_P[:] = np.where(moves_P, clip(parameters_P.astype(np.int32) + step_P), parameters_P)
         return int(moves_P.sum())
+
+    def _ternary_nonzeros(self, perturbations: Perturbations, first_unit: int, num_units: int) -> NonZeros:
+        return ternary.nonzeros(perturbations, first_unit, num_units)
+
+    def _ternary_step(self, perturbations: Perturbations, votes_U: Int8Array, parameters_P: Int8Array) -> None:
+        step_P = np.clip(ternary.sums(perturbations, votes_U), -1, 1)
+        parameters_P[:] = np.clip(parameters_P + step_P, -1, 1)
 
     def _digest(self, layout: Layout, parameters_P: Int8Array) -> int:
         total = 0

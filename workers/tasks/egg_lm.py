@@ -8,8 +8,9 @@ import numpy as np
 
 from es_service.config import RunConfig
 from es_service.data.segments import Segments
-from es_service.problem import algorithm_of, layout_of, shape_of
+from es_service.problem import algorithm_of, eggroll_of, layout_of, rows_of, shape_of
 from es_service.types import Int8Array, Int32Array, Ops, UInt8Array
+from workers.tasks.base import Outcome
 
 __all__ = ["EggLanguageModel"]
 
@@ -24,9 +25,10 @@ class EggLanguageModel:
         self.ops = ops
         self.layout = layout_of(config)
         self.shape = shape_of(config)
-        self.rank = config.algorithm.rank
+        self.rank = eggroll_of(config).rank
         self.algorithm = algorithm_of(config)
-        self.segments = Segments(train, config.population, config.segment.bytes, config.segment.burn_in, config.feeding)
+        segment = config.segment
+        self.segments = Segments(train, config.population, segment.bytes, segment.burn_in, rows_of(config))
         factors, products = self.layout.noise_sizes(self.rank)
         held = max(16, _CHUNK_BYTES // (factors + 2 * products))
         self._chunk_pairs = config.population if ops.lazy_noise else held
@@ -36,6 +38,12 @@ class EggLanguageModel:
     def prepare(self, parameters_P: Int8Array) -> None:
         """Take the parameters on which the next scores are made."""
         self._model = self.ops.prepare(self.shape, parameters_P)
+
+    def evaluate(self, generation: int, threshold: int, first_unit: int, num_units: int) -> Outcome:  # noqa: ARG002
+        """Scores (2 num_units,) int32 of a lease's members; they do not depend on the threshold."""
+        scores_M, model_bytes = self.scores(generation, first_unit, num_units)
+        sums = (int(scores_M.sum(dtype=np.int64)), int(scores_M.min()), int(scores_M.max()))
+        return Outcome(scores_M, *sums, model_bytes)
 
     def scores(self, generation: int, first_pair: int, num_pairs: int) -> tuple[Int32Array, int]:
         """(2 num_pairs,) int32 scores in 1/16 bit of a lease's members, and the bytes run through the model."""

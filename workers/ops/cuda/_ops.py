@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 
 from es_service import noise as addressing
+from es_service import ternary
 from es_service.types import (
     EggShape,
     Int8Array,
@@ -14,6 +15,8 @@ from es_service.types import (
     Layout,
     Noise,
     NoiseAddress,
+    NonZeros,
+    Perturbations,
     UInt8Array,
 )
 from workers.ops.base import AbstractOps
@@ -21,6 +24,7 @@ from workers.ops.cuda import _launch
 from workers.ops.cuda._device import AbstractDevice
 from workers.ops.cuda._launch import CounterRange, DeviceEgg, Forward, Votes
 from workers.ops.cuda._noise import counters_of, lazy_noise
+from workers.ops.cuda.ternary import TernaryKernels
 
 __all__ = ["AbstractDeviceOps"]
 
@@ -202,6 +206,16 @@ class AbstractDeviceOps(AbstractOps):
     def _taken(self, step: _launch.Step, parameters_P: Int8Array) -> int:
         parameters_P[:] = self.device.download(step.parameters)
         return int(self.device.download(step.moved)[0])
+
+    # ---- ternary perturbations -----------------------------------------------------------------------------------
+
+    def _ternary_nonzeros(self, perturbations: Perturbations, first_unit: int, num_units: int) -> NonZeros:
+        if perturbations.support == "bernoulli":  # dense to find, wherever that is done
+            return ternary.nonzeros(perturbations, first_unit, num_units)
+        return TernaryKernels(self.device).nonzeros(perturbations, first_unit, num_units)
+
+    def _ternary_step(self, perturbations: Perturbations, votes_U: Int8Array, parameters_P: Int8Array) -> None:
+        TernaryKernels(self.device).step(perturbations, votes_U, parameters_P)
 
     def _digest(self, layout: Layout, parameters_P: Int8Array) -> int:
         total = _launch.digest(self.device, layout, self.device.upload(parameters_P))

@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from es_service import ternary
 from es_service.errors import BackendError
 from es_service.types import (
     EggShape,
@@ -20,6 +21,8 @@ from es_service.types import (
     Layout,
     Noise,
     NoiseAddress,
+    NonZeros,
+    Perturbations,
     UInt8Array,
 )
 from workers.ops.base import AbstractOps
@@ -29,6 +32,7 @@ __all__ = ["ISA_VARIABLE", "NativeOps", "PackedEgg", "choose_isa", "detect"]
 
 ISA_VARIABLE = "ES_SERVICE_ISA"
 MAX_RANK = 64
+_SUPPORTS = {"bernoulli": 0, "exact": 1, "columns": 2}
 
 
 def detect() -> dict[str, bool]:
@@ -142,8 +146,35 @@ class NativeOps(AbstractOps):
     def _apply(self, parameters_P: Int8Array, sums_P: Int32Array, threshold: int) -> int:
         return self._backend.apply(parameters_P, sums_P, threshold)
 
+    def _ternary_nonzeros(self, perturbations: Perturbations, first_unit: int, num_units: int) -> NonZeros:
+        p, call = perturbations, _ternary_call(perturbations)
+        if p.support == "bernoulli":
+            found = [self._backend.ternary_chosen(*call, unit) for unit in range(first_unit, first_unit + num_units)]
+            positions_N = np.frombuffer(b"".join(positions for positions, _ in found), np.int64)
+            starts_U1 = np.cumsum([0, *(len(signs) for _, signs in found)], dtype=np.int64)
+            return NonZeros(starts_U1, positions_N, np.frombuffer(b"".join(signs for _, signs in found), np.int8))
+        positions_N = np.empty(num_units * p.nonzeros, np.int64)
+        signs_N = np.empty(len(positions_N), np.int8)
+        self._backend.ternary_nonzeros(*call, first_unit * p.nonzeros, positions_N, signs_N)
+        return NonZeros(np.arange(num_units + 1, dtype=np.int64) * p.nonzeros, positions_N, signs_N)
+
+    def _ternary_step(self, perturbations: Perturbations, votes_U: Int8Array, parameters_P: Int8Array) -> None:
+        self._backend.ternary_step(*_ternary_call(perturbations), votes_U, parameters_P)
+
     def _digest(self, layout: Layout, parameters_P: Int8Array) -> int:
         return self._backend.digest(_tensor_table(layout, 1), parameters_P)
+
+
+def _ternary_call(p: Perturbations) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64], int, int]:
+    """(support, weights, places of pi, k, Bernoulli bound), (tensors, 4) first column, columns, rows, offset; key."""
+    room = ternary.places(p.support, p.layout)
+    numbers = (_SUPPORTS[p.support], p.layout.size, room, p.nonzeros, ternary.bernoulli_bound(p))
+    rows, first = [], 0
+    for tensor in p.layout.tensors:
+        height, width = tensor.shape if tensor.kind == "matrix" else (tensor.size, 1)
+        rows.append((first, width, height, tensor.offset))
+        first += width
+    return np.array(numbers, np.int64), np.array(rows, np.int64), p.address.seed, p.address.epoch
 
 
 def _tensor_table(layout: Layout, rank: int) -> npt.NDArray[np.int64]:

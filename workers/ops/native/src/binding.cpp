@@ -10,6 +10,7 @@
 
 #include "dispatch.hpp"
 #include "driver.hpp"
+#include "ternary.hpp"
 
 namespace nb = nanobind;
 using namespace nb::literals;
@@ -27,6 +28,18 @@ std::vector<es::Tensor> tensors_of(const Array<const int64_t>& table) {
         tensors.push_back({row[0], row[1], row[2], row[3], row[4], row[5]});
     }
     return tensors;
+}
+
+// `numbers` is (support, size, places, nonzeros, bound); rows of `table` are (first, columns, rows, offset).
+es::Ternary ternary_of(const Array<const int64_t>& numbers, const Array<const int64_t>& table, uint64_t seed,
+                       uint32_t epoch) {
+    const int64_t* n = numbers.data();
+    es::Ternary t{int(n[0]), {uint32_t(seed), uint32_t(seed >> 32), epoch}, n[1], n[2], n[3], uint64_t(n[4]), {}};
+    for (size_t row = 0; row < table.shape(0); ++row) {
+        const int64_t* r = table.data() + 4 * row;
+        t.columns.push_back({r[0], r[1], r[2], r[3]});
+    }
+    return t;
 }
 
 // A packed snapshot of the parameters.
@@ -101,6 +114,33 @@ class Backend {
         return es::digest(tensors_of(table), parameters.data(), threads_);
     }
 
+    void ternary_nonzeros(Array<const int64_t> numbers, Array<const int64_t> table, uint64_t seed, uint32_t epoch,
+                          int64_t first, Array<int64_t> positions, Array<int8_t> signs) const {
+        nb::gil_scoped_release release;
+        const es::Ternary t = ternary_of(numbers, table, seed, epoch);
+        es::ternary_nonzeros(t, first, int64_t(positions.shape(0)), positions.data(), signs.data(), threads_);
+    }
+
+    // (positions, signs) of one Bernoulli perturbation, as bytes of int64 and int8.
+    nb::tuple ternary_chosen(Array<const int64_t> numbers, Array<const int64_t> table, uint64_t seed, uint32_t epoch,
+                             uint32_t unit) const {
+        std::vector<int64_t> positions;
+        std::vector<int8_t> signs;
+        {
+            nb::gil_scoped_release release;
+            es::ternary_chosen(ternary_of(numbers, table, seed, epoch), unit, positions, signs);
+        }
+        return nb::make_tuple(nb::bytes(reinterpret_cast<const char*>(positions.data()), 8 * positions.size()),
+                              nb::bytes(reinterpret_cast<const char*>(signs.data()), signs.size()));
+    }
+
+    void ternary_step(Array<const int64_t> numbers, Array<const int64_t> table, uint64_t seed, uint32_t epoch,
+                      Array<const int8_t> votes, Array<int8_t> weights) const {
+        nb::gil_scoped_release release;
+        es::ternary_step(ternary_of(numbers, table, seed, epoch), votes.data(), int64_t(votes.shape(0)),
+                         weights.data(), threads_);
+    }
+
     int64_t peak(int64_t rounds) const {
         nb::gil_scoped_release release;
         return kernels_->peak(rounds);
@@ -142,5 +182,8 @@ NB_MODULE(_kernels, m) {
         .def("accumulate", &Backend::accumulate)
         .def("apply", &Backend::apply)
         .def("digest", &Backend::digest)
+        .def("ternary_nonzeros", &Backend::ternary_nonzeros)
+        .def("ternary_chosen", &Backend::ternary_chosen)
+        .def("ternary_step", &Backend::ternary_step)
         .def("peak", &Backend::peak);
 }

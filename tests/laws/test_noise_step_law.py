@@ -1,0 +1,235 @@
+"""noise_step as a whole: exact derivatives, byte-identical journals whatever the workers do, exact replay, learning."""
+
+from __future__ import annotations
+
+import random
+
+import numpy as np
+import pytest
+from harness import chaos, deployed, hasty, local, train
+
+from es_service.config import load, resolve
+from es_service.data.examples import batch_indices
+from es_service.errors import ConfigError
+from es_service.models.ternary_net import judge
+from es_service.problem import algorithm_of, initial_parameters, layout_of, net_of
+from es_service.replay import Replay
+from es_service.session import with_corpus
+from es_service.types import NonZeros
+from workers.ops.reference import ReferenceOps
+from workers.tasks.ternary import CHUNK, TernaryTask
+
+torch = pytest.importorskip("torch")
+
+OPS = ReferenceOps()
+DENSITY = {"kind": "staged", "nonzeros": [4, 2], "below": [8.0]}
+
+
+@pytest.fixture(scope="module")
+def small(tmp_path_factory, corpus_dir):
+    """`small("digits", support="columns")`: a run of a few small generations, with changes of its algorithm."""
+    runs_dir = tmp_path_factory.mktemp("runs")
+
+    def make(data="digits", population=23, **algorithm):
+        text = {"kind": "files", "paths": [corpus_dir / "train"], "held_out_paths": [corpus_dir / "held_out"]}
+        model = {"kind": "ternary_mlp"} if data == "digits" else {"kind": "ternary_lm", "context": 3, "embedding": 5}
+        return resolve(
+            {
+                "population": population,
+                "model": model | {"width": 13, "layers": 2},
+                "algorithm": {"kind": "noise_step", "density": DENSITY} | algorithm,
+                "data": {"kind": "digits"} if data == "digits" else text,
+                "feeding": {"kind": "batch", "size": 50},
+                "deployment": {
+                    "runs_dir": runs_dir, "generations": 6, "lease_pairs": 5, "evaluate_every": 3,
+                    "evaluation_rows": 20, "evaluation_bytes": 7, "keyframe_every": 2, "detach": True,
+                },
+            }
+        )  # fmt: skip
+
+    return make
+
+
+def task_of(config, threads=1) -> TernaryTask:
+    config, corpus = with_corpus(config)
+    task = TernaryTask(config, corpus.train, ReferenceOps(threads))
+    task.prepare(initial_parameters(config))
+    return task
+
+
+# Alignments.
+
+
+def gradient(config) -> np.ndarray:
+    """Minus the gradient of the loss of generation 0 by reverse mode, flat."""
+    task = task_of(config)
+    task.evaluate(0, 1, 0, 5)  # looks at the batch
+    judge = task.judge
+    weights = [weight.clone().requires_grad_() for weight in judge._weights]
+    judge._loss(weights, judge._inputs, judge._targets, None, []).backward()
+    return -np.concatenate([weight.grad.numpy().ravel() for weight in weights])
+
+
+@pytest.mark.parametrize("data", ["digits", "text"])
+@pytest.mark.parametrize("support", ["exact", "columns", "bernoulli"])
+def test_forward_mode_equals_reverse_mode(small, data, support):
+    config = small(data, 5, support=support, density={"kind": "constant", "nonzeros": 5})
+    expected_P = gradient(config)
+    outcome = task_of(config).evaluate(0, 5, 0, 5)
+    found = OPS.ternary_nonzeros(algorithm_of(config).perturbations(0, 5), 0, 5)
+    for unit in range(5):
+        part = slice(found.starts_U1[unit], found.starts_U1[unit + 1])
+        expected = float((expected_P[found.positions_N[part]] * found.signs_N[part]).sum())
+        assert outcome.values[unit] == pytest.approx(expected, abs=1e-5, rel=1e-5)
+
+
+@pytest.mark.parametrize("data", ["digits", "text"])
+def test_single_coordinates_in_every_tensor(small, data):
+    config, task = small(data), task_of(small(data))
+    expected_P = gradient(config)
+    task.evaluate(0, 1, 0, 5)  # looks at the batch
+    for tensor in layout_of(config).tensors:
+        places = np.random.default_rng(tensor.index).integers(0, tensor.size, CHUNK) + tensor.offset
+        ones = NonZeros(np.arange(CHUNK + 1), places, np.ones(CHUNK, np.int8))
+        assert task.judge.derivatives(ones) == pytest.approx(expected_P[places], abs=1e-5, rel=1e-5)
+
+
+@pytest.mark.parametrize("data", ["digits", "text"])
+def test_differences_are_those_of_the_two_ends(small, data):
+    for objective in ("loss", "errors"):
+        config = small(data, 5, alignment="antithetic", objective=objective)
+        task = task_of(config)
+        outcome = task.evaluate(0, 4, 0, 5)
+        inputs, targets = task.examples.take(batch_indices(config.seed, 0, task.batch, len(task.examples)))
+        found = OPS.ternary_nonzeros(algorithm_of(config).perturbations(0, 4), 0, 5)
+        for unit in range(5):
+            values = []
+            for sign in (-1, 1):
+                weights = initial_parameters(config)
+                weights[found.positions_N[4 * unit : 4 * unit + 4]] += sign * found.signs_N[4 * unit : 4 * unit + 4]
+                judged = judge(net_of(config), weights, inputs, targets)
+                loss = judged.bits * np.log(2) / 50
+                values.append(loss if objective == "loss" else 1 - judged.right / 50)
+            assert outcome.values[unit] == pytest.approx((values[0] - values[1]) / 2, abs=1e-5)
+
+
+@pytest.mark.parametrize("alignment", ["forward_mode", "antithetic"])
+def test_alignments_are_the_same_bits_for_any_cut_and_any_threads(small, alignment):
+    config = small(alignment=alignment)
+    whole = task_of(config).evaluate(3, 4, 0, 23)
+    for threads, cuts in ((1, (5, 10, 8)), (3, (20, 3)), (2, (23,))):
+        task, first, parts = task_of(config, threads), 0, []
+        for units in cuts:
+            parts.append(task.evaluate(3, 4, first, units))
+            first += units
+        assert np.array_equal(
+            np.concatenate([part.values for part in parts]).view(np.uint32), whole.values.view(np.uint32)
+        )
+        assert sum(part.score_sum for part in parts) == whole.score_sum
+        assert min(part.score_min for part in parts) == whole.score_min
+        assert max(part.score_max for part in parts) == whole.score_max
+
+
+def test_the_recorded_loss_is_that_of_the_definition(small):
+    config = small()
+    task = task_of(config)
+    outcome = task.evaluate(2, 4, 0, 5)
+    inputs, targets = task.examples.take(batch_indices(config.seed, 2, 50, len(task.examples)))
+    bits = judge(net_of(config), initial_parameters(config), inputs, targets).bits
+    assert outcome.score_sum == pytest.approx(-5 * 16 * bits, abs=5)
+
+
+def test_parameters_are_a_snapshot(small):
+    config = small()
+    task, parameters = task_of(config), initial_parameters(config)
+    task.prepare(parameters)
+    parameters[:] = 0
+    assert np.array_equal(task.evaluate(0, 4, 0, 5).values, task_of(config).evaluate(0, 4, 0, 5).values)
+
+
+# The law.
+
+
+@pytest.fixture(scope="module")
+def undisturbed(small):
+    runs = {}
+
+    def run(data="digits"):
+        if data not in runs:
+            runs[data] = train(small(data))
+        return runs[data]
+
+    return run
+
+
+@pytest.mark.parametrize("data", ["digits", "text"])
+def test_workers_leases_and_their_order_do_not_matter(small, undisturbed, data):
+    rng = random.Random(2)
+    others = [
+        train(small(data), local(3, rng.choice)),
+        train(small(data), local(2, rng.choice, shares=True)),
+        train(deployed(small(data), lease_pairs=10), local(2)),
+        train(small(data), local(2, ops=lambda: ReferenceOps(3))),
+    ]
+    for other in others:
+        assert other.journal == undisturbed(data).journal
+    commits = undisturbed(data).contents.commits
+    assert {commit.units for commit in commits} == {23}
+    assert set(commits.fields["threshold"].tolist()) <= {4, 2}
+
+
+@pytest.mark.parametrize("change", [{"support": "columns", "density": {"kind": "constant"}}, {"support": "bernoulli"},
+                                    {"alignment": "antithetic", "objective": "errors"}])  # fmt: skip
+def test_other_supports_and_objectives(small, change):
+    assert train(small(**change), local(3, random.Random(1).choice)).journal == train(small(**change)).journal
+
+
+@pytest.mark.parametrize("seed", range(2))
+def test_chaos(small, undisturbed, seed):
+    assert train(small(), chaos(seed, corrupt=True), prepare=hasty).journal == undisturbed().journal
+
+
+def test_a_stop_and_a_resume_keep_the_schedule(small, undisturbed):
+    """The second stage begins after the resume, from what the journal says of the loss before it."""
+    whole = undisturbed()
+    assert set(whole.contents.commits.fields["threshold"].tolist()) == {4, 2}
+    for stop in range(1, 6):
+        first = train(deployed(small(), generations=stop))
+        assert train(small(), directory=first.directory).journal == whole.journal
+
+
+def test_replay_gives_every_generation_bit_for_bit(small, undisturbed):
+    run = undisturbed()
+    replay = Replay(run.contents, run.config, run.directory, OPS)
+    generations = list(replay.steps(replay.first(), 6))
+    assert generations[-1].digest == run.contents.close.digest
+    assert {value for canonical in generations for value in np.unique(canonical.parameters_P).tolist()} == {-1, 0, 1}
+    assert len({canonical.digest for canonical in generations}) == 6
+
+
+def test_what_the_model_cannot_hold_is_refused_before_anything_starts(small):
+    with pytest.raises(ConfigError, match=r"algorithm.density: up to 100 non-zeros in each of 23 perturb"):
+        with_corpus(small(density={"kind": "constant", "nonzeros": 100}))
+    with pytest.raises(ConfigError, match="columns; use fewer"):
+        with_corpus(small(support="columns", density={"kind": "constant", "nonzeros": 5}))
+
+
+def test_without_pytorch_the_remedy_is_named(small, monkeypatch):
+    import sys
+
+    from es_service.errors import BackendError
+    from workers import tasks
+
+    monkeypatch.setitem(sys.modules, "torch", None)
+    with pytest.raises(BackendError, match=r"pip install 'es-service\[torch\]'"):
+        tasks.check(small())
+
+
+def test_the_digits_preset_learns(tmp_path):
+    overrides = ["deployment.generations=12", "feeding.size=256", "deployment.detach=true", "deployment.pool=local"]
+    config = load("noise-step-digits", [*overrides, f"deployment.runs_dir='{tmp_path}'"])
+    run = train(config, local(1, ops=lambda: ReferenceOps(2)))
+    rows = [row for row in run.directory.metrics() if row["kind"] == "evaluation"]
+    assert rows[0]["accuracy"] < 0.2
+    assert rows[-1]["accuracy"] > 0.3
+    assert rows[-1]["bits_per_byte"] < rows[0]["bits_per_byte"] / 4

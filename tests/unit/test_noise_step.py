@@ -1,0 +1,229 @@
+"""noise_step: codes, the median rule, density schedules, audits, the order of batches, the networks."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from es_service import votes
+from es_service.algorithms.base import Past
+from es_service.algorithms.density import ConstantDensity, StagedDensity, Step
+from es_service.algorithms.noise_step import NoiseStep, NoiseStepConfig, codes
+from es_service.data.examples import TextExamples, batch_indices, windows_of_rows
+from es_service.errors import DivergenceError, MessageError
+from es_service.models.ternary_net import Net, TernaryLmConfig, TernaryMlpConfig, initial_parameters, judge, logits
+from es_service.types import Layout, TensorSpec
+from workers.ops.reference import ReferenceOps
+
+LAYOUT = Layout((TensorSpec("w", (6, 10), "matrix", 0, 0),))
+OPS = ReferenceOps()
+
+
+def rule(units: int = 8, **config) -> NoiseStep:
+    return NoiseStep(NoiseStepConfig(**config), LAYOUT, units, 1024, 7)
+
+
+def floats(values) -> np.ndarray:
+    return np.array(values, np.float32)
+
+
+# Codes and votes.
+
+
+def test_codes_are_bits_20_to_27_and_saturate():
+    values = floats([0, 2**-32, 2**-31, 2**-31 * 1.125, 1, -1, 1.99, 2, 1e9, 0.3])
+    bits = (np.abs(values).view(np.uint32) >> 20) & 0xFF
+    found = codes(values)
+    assert found.tolist()[:3] == [0, 0, 0]
+    assert found[[3, 4, 5, 6, 9]].tolist() == bits[[3, 4, 5, 6, 9]].tolist()
+    assert found[[7, 8]].tolist() == [255, 255]
+    assert (np.diff(codes(np.geomspace(2**-31, 1.99, 500).astype(np.float32)).astype(int)) >= 0).all()
+
+
+@given(st.lists(st.floats(-4, 4, width=32), min_size=1, max_size=40), st.data())
+def test_votes_are_signs_from_the_lower_median_on_whatever_the_leases(values, data):
+    alignments = floats(values)
+    r = rule(len(values))
+    found = r.votes(r.close([r.encode(alignments)]))
+    magnitude = codes(alignments).tolist()
+    median = sorted(magnitude)[(len(values) - 1) // 2]
+    expected = [
+        0 if code < median or code == 0 else 1 if value > 0 else -1
+        for code, value in zip(magnitude, values, strict=True)
+    ]
+    assert found.tolist() == expected
+    cut = data.draw(st.integers(0, len(values)))
+    parts = [r.encode(part) for part in (alignments[:cut], alignments[cut:]) if len(part)]
+    for part, units in zip(parts, [n for n in (cut, len(values) - cut) if n], strict=True):
+        r.check(part, units)
+    assert r.close(parts) == votes.pack(found)
+
+
+def test_ties_at_the_median_are_all_kept():
+    r = rule(4)
+    assert r.votes(r.close([r.encode(floats([0.5, -0.5, 0.5, 0.1]))])).tolist() == [1, -1, 1, 0]
+    assert r.votes(r.close([r.encode(floats([0.1, -0.1, 0.5, 0.7]))])).tolist() == [1, -1, 1, 1]
+
+
+def test_perturbations_without_effect_never_vote_even_where_they_are_most():
+    r = rule(4)
+    assert r.votes(r.close([r.encode(floats([0, 0, 0, -0.5]))])).tolist() == [0, 0, 0, -1]
+    assert r.votes(r.close([r.encode(floats([0, 0, 0, 0]))])).tolist() == [0, 0, 0, 0]
+
+
+def test_a_loss_that_overflows_is_an_error():
+    for bad in (np.nan, np.inf):
+        with pytest.raises(DivergenceError, match="not a finite number"):
+            rule().encode(floats([bad, 1]))
+
+
+def test_payloads_that_encode_cannot_have_made():
+    r = rule()
+    good = r.encode(floats([0.5, -0.5, 0.0]))
+    r.check(good, 3)
+    for payload in (b"", good + b"\0", good[:-1], good[:3] + b"\x0a", good[:3] + b"\x06"):
+        with pytest.raises(MessageError):
+            r.check(payload, 3)
+
+
+def test_audits_take_neighbouring_codes_and_signs_of_the_smallest():
+    r = rule()
+
+    def payload(codes_U, negative_U):
+        return bytes(codes_U) + np.packbits(negative_U, bitorder="little").tobytes()
+
+    a = payload([9, 200, 1, 0], [1, 0, 1, 0])
+    assert r.agrees(a, a)
+    assert r.agrees(a, payload([10, 199, 1, 1], [1, 0, 0, 1]))
+    assert not r.agrees(a, payload([11, 200, 1, 0], [1, 0, 1, 0]))
+    assert not r.agrees(a, payload([9, 200, 1, 0], [0, 0, 1, 0]))
+    assert not r.agrees(a, payload([9, 200, 2, 0], [1, 0, 0, 0]))
+    assert not r.agrees(a, a[:-1])
+
+
+# The step.
+
+
+@pytest.mark.parametrize("support", ["exact", "columns", "bernoulli"])
+def test_weights_stay_ternary_and_move_by_at_most_one(support):
+    r = rule(5, support=support)
+    weights = np.random.default_rng(2).integers(-1, 2, LAYOUT.size, np.int8)
+    for generation in range(40):
+        before = weights.copy()
+        ballot = np.random.default_rng(generation).integers(-1, 2, 5, np.int8)
+        changed = r.update(OPS, weights, generation, 2, votes.pack(ballot))
+        assert np.abs(weights).max() <= 1
+        assert np.abs(weights - before).max(initial=0) <= 1
+        assert changed == (weights != before).sum()
+    assert len(np.unique(weights)) == 3
+
+
+def test_a_step_goes_along_the_perturbation_that_voted_yes():
+    r, weights = rule(3), np.zeros(LAYOUT.size, np.int8)
+    r.update(OPS, weights, 4, 2, votes.pack(np.array([1, 0, -1], np.int8)))
+    found = OPS.ternary_nonzeros(r.perturbations(4, 2), 0, 3)
+    expected = np.zeros(LAYOUT.size, np.int8)
+    expected[found.positions_N[:2]] = found.signs_N[:2]
+    expected[found.positions_N[4:]] = -found.signs_N[4:]
+    assert np.array_equal(weights, expected)
+
+
+def test_a_record_without_non_zeros_is_refused():
+    with pytest.raises(MessageError, match="0 non-zeros"):
+        rule(3).update(OPS, np.zeros(LAYOUT.size, np.int8), 4, 0, votes.pack(np.zeros(3, np.int8)))
+
+
+# Density.
+
+
+def step(nonzeros: int, loss: float) -> Step:
+    return Step(nonzeros, loss, 0.0)
+
+
+def test_the_published_schedule_falls_with_the_loss_and_stays():
+    schedule = StagedDensity()
+    assert schedule.next([]) == schedule.most == 16
+    assert schedule.next([step(16, 2.5)]) == 16
+    assert schedule.next([step(16, 1.9)]) == 4
+    assert schedule.next([step(4, 2.5)]) == 4
+    assert schedule.next([step(16, 0.5)]) == 1
+    assert schedule.next([step(1, 5.0)]) == 1
+    assert ConstantDensity(nonzeros=3).next([step(3, 0.1)]) == 3
+
+
+def test_the_loss_of_a_record_is_in_nats_an_example():
+    r = rule(10)
+    unit = 16 * 1024 / np.log(2)
+    loss = 1.9
+    past = Past(10, 16, -10 * round(loss * unit), -round((loss + 0.25) * unit), -round((loss - 0.25) * unit))
+    seen = []
+
+    class Spy(ConstantDensity):
+        def next(self, history):
+            seen.append(history[-1])
+            return 1
+
+    r.config = NoiseStepConfig().model_copy(update={"density": Spy()})
+    r.threshold(1, [past])
+    assert seen[0].loss == pytest.approx(1.9, abs=1e-4)
+    assert seen[0].largest == pytest.approx(0.25, abs=1e-4)
+    assert rule(10).threshold(1, [past]) == 4
+
+
+# Batches.
+
+
+def test_batches_go_through_all_examples_before_any_comes_again():
+    order = np.concatenate([batch_indices(3, g, 7, 20) for g in range(20)])
+    for number in range(7):
+        assert sorted(order[20 * number : 20 * number + 20].tolist()) == list(range(20))
+    assert not np.array_equal(order[:20], order[20:40])
+    assert not np.array_equal(batch_indices(4, 0, 7, 20), order[:7])
+    assert sorted(batch_indices(3, 0, 45, 20).tolist()) == sorted([*range(20), *range(20), *order[40:45].tolist()])
+
+
+def test_text_examples_are_bytes_with_what_comes_before_them():
+    split = np.arange(1, 9, dtype=np.uint8)
+    examples = TextExamples(split, 3)
+    inputs, targets = examples.take(np.array([0, 1, 6]))
+    assert inputs.tolist() == [[0, 0, 1], [0, 1, 2], [5, 6, 7]]
+    assert targets.tolist() == [2, 3, 8]
+    assert len(examples) == 7
+    inputs, targets = windows_of_rows(np.array([[1, 2, 3], [4, 5, 6]], np.uint8), 2)
+    assert inputs.tolist() == [[0, 1], [1, 2], [0, 4], [4, 5]]
+    assert targets.tolist() == [2, 3, 5, 6]
+
+
+# Networks.
+
+
+def test_sizes_of_the_networks():
+    net = Net.of_images(TernaryMlpConfig(), 784, 10, 255)
+    assert net.layout().size == 269_322
+    assert [t.name for t in net.layout().tensors][:2] == ["layers.0.weight", "layers.0.bias"]
+    assert net.flops() == 2 * 268_800
+    text = Net.of_text(TernaryLmConfig()).layout()
+    assert [t.shape for t in text.tensors[:2]] == [(256, 32), (256, 256)]
+
+
+def test_initial_values_are_ternary_from_the_seed_and_even():
+    layout = Net.of_images(TernaryMlpConfig(), 784, 10, 255).layout()
+    drawn = initial_parameters(layout, 5)
+    shares = np.bincount(drawn + 1) / layout.size
+    assert np.abs(shares - np.array([85, 86, 85]) / 256).max() < 0.005
+    assert not np.array_equal(drawn, initial_parameters(layout, 6))
+    assert drawn[:8].tolist() == [-1, 0, -1, 1, 0, -1, 1, -1]
+
+
+def test_judge_is_cross_entropy_in_bits_and_right_predictions():
+    net = Net((3, 4, 2), scale=0.5, white=16)
+    parameters = initial_parameters(net.layout(), 2)
+    inputs = np.random.default_rng(1).integers(0, 17, (9, 3), np.uint8)
+    targets = np.array([0, 1, 0, 1, 1, 0, 1, 0, 0], np.uint8)
+    z = logits(net, parameters, inputs).astype(np.float64)
+    p = np.exp(z) / np.exp(z).sum(axis=1, keepdims=True)
+    found = judge(net, parameters, inputs, targets)
+    assert found.bits == pytest.approx(-np.log2(p[np.arange(9), targets]).sum(), rel=1e-6)
+    assert (found.right, found.examples) == ((z.argmax(1) == targets).sum(), 9)

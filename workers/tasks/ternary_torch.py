@@ -1,0 +1,169 @@
+"""The ternary networks in PyTorch: exact directional derivatives by forward mode, and differences of an objective.
+
+Equal to `es_service.models.ternary_net` up to rounding. Suffixes: U perturbations, B examples, I inputs of a linear
+map, O its outputs.
+"""
+
+from __future__ import annotations
+
+import importlib
+import threading
+from typing import Any, Literal
+
+import numpy as np
+import numpy.typing as npt
+
+from es_service.models.ternary_net import EPSILON, Net
+from es_service.types import Int8Array, NonZeros, TensorSpec, UInt8Array
+
+__all__ = ["Judge"]
+
+_TRACING = threading.Lock()
+"""The transforms of PyTorch keep state for the whole process, which may hold several judges."""
+
+FloatArray = npt.NDArray[np.float32]
+
+
+class Judge:
+    """Judges `chunk` perturbations of one network at once on one batch; `look_at` it, then ask in any thread.
+
+    The forward-mode program is `torch.func.jvp` of the loss, several tangents at once by `torch.func.vmap`, written
+    down once as a graph of plain operations: running that is free of the transforms' global state. A perturbation
+    enters as tangents of the outputs of the maps that it touches, made from its few non-zeros.
+    """
+
+    def __init__(self, net: Net, objective: Literal["loss", "errors"], chunk: int) -> None:
+        self.torch: Any = importlib.import_module("torch")
+        self.net = net
+        self.layout = net.layout()
+        self.objective = objective
+        self.chunk = chunk
+        self._graph: Any = None
+        self._weights: list[Any] = []
+
+    def use_one_thread(self) -> None:
+        """Operations of this thread are not split, so that their sums have one order."""
+        self.torch.set_num_threads(1)
+
+    def look_at(self, parameters_P: Int8Array, inputs_BI: UInt8Array, targets_B: UInt8Array) -> float:
+        """Take parameters and a batch; the loss in nats an example."""
+        torch = self.torch
+        with torch.no_grad():
+            views = self.layout.views(parameters_P)
+            self._weights = [torch.from_numpy(views[t.name].astype(np.float32)) for t in self.layout.tensors]
+            self._inputs = torch.from_numpy(inputs_BI.astype(np.int64 if self.net.embedding else np.float32))
+            if not self.net.embedding:
+                self._inputs /= self.net.white
+            self._targets = torch.from_numpy(targets_B.astype(np.int64))
+            self._seen: list[Any] = []  # the inputs of every linear map
+            loss = self._loss(self._weights, self._inputs, self._targets, None, self._seen)
+            self._columns = [seen.T.contiguous() for seen in self._seen]
+            return float(loss)
+
+    def prepare_derivatives(self) -> None:
+        """Write the forward-mode program down, once, for batches of the size looked at."""
+        if self._graph is not None:
+            return
+        make_fx = importlib.import_module("torch.fx.experimental.proxy_tensor").make_fx
+        nothing = NonZeros(np.zeros(1, np.int64), np.empty(0, np.int64), np.empty(0, np.int8))
+        example = (self._weights, self._inputs, self._targets, self._tangents(nothing))
+        with _TRACING:
+            self._graph = make_fx(lambda *arguments: self._pushforward(*arguments))(*example)
+
+    def derivatives(self, found: NonZeros) -> FloatArray:
+        """Minus the derivative of the loss along each perturbation: (chunk,) float32, 0 where there is none."""
+        with self.torch.no_grad():
+            tangents = self._tangents(found)
+            slopes_U: FloatArray = self._graph(self._weights, self._inputs, self._targets, tangents).numpy()
+        return -slopes_U
+
+    def differences(self, found: NonZeros) -> FloatArray:
+        """Half of what the objective falls by from one end of each perturbation to the other: (chunk,) float32."""
+        falls_U = np.zeros(self.chunk, np.float32)
+        with self.torch.no_grad():
+            for unit in range(len(found.starts_U1) - 1):
+                part = slice(int(found.starts_U1[unit]), int(found.starts_U1[unit + 1]))
+                ends = [self._objective_at(found, part, sign) for sign in (1, -1)]
+                falls_U[unit] = (ends[1] - ends[0]) / 2
+        return falls_U
+
+    def _objective_at(self, found: NonZeros, part: slice, sign: int) -> float:
+        weights = list(self._weights)
+        for index, places, signs in self._by_tensor(found, part):
+            moved = weights[index].clone()
+            moved.view(-1)[self.torch.from_numpy(places)] += self.torch.from_numpy(sign * signs.astype(np.float32))
+            weights[index] = moved
+        if self.objective == "errors":
+            wrong = self._logits(weights, self._inputs, None, []).argmax(dim=1) != self._targets
+            return int(wrong.sum()) / len(self._targets)
+        return float(self._loss(weights, self._inputs, self._targets, None, []))
+
+    def _by_tensor(self, found: NonZeros, part: slice) -> list[tuple[int, npt.NDArray[np.int64], Int8Array]]:
+        """(tensor, places in it, signs) of some non-zeros."""
+        positions_N, signs_N = found.positions_N[part], found.signs_N[part]
+        groups = []
+        for tensor in self.layout.tensors:
+            inside = (positions_N >= tensor.offset) & (positions_N < tensor.offset + tensor.size)
+            if inside.any():
+                groups.append((tensor.index, positions_N[inside] - tensor.offset, signs_N[inside]))
+        return groups
+
+    # The network.
+
+    def _logits(self, weights: list[Any], inputs: Any, added: list[Any] | None, seen: list[Any]) -> Any:
+        """Logits (B, V); `added` goes on top of the embeddings and of the outputs of each map."""
+        functional, net, rest = self.torch.nn.functional, self.net, list(weights)
+        extra = list(added) if added is not None else None
+        h = inputs
+        if net.embedding:
+            h = functional.embedding(inputs, rest.pop(0)).flatten(1)
+            h = h + extra.pop(0) if extra is not None else h
+        for n in range(net.maps):
+            seen.append(h)
+            h = functional.linear(h, rest[2 * n], rest[2 * n + 1])
+            h = h + extra[n] if extra is not None else h
+            if n < net.maps - 1:
+                h = functional.relu(functional.layer_norm(h, (net.sizes[n + 1],), eps=EPSILON))
+        return h * net.scale
+
+    def _loss(self, weights: list[Any], inputs: Any, targets: Any, added: list[Any] | None, seen: list[Any]) -> Any:
+        return self.torch.nn.functional.cross_entropy(self._logits(weights, inputs, added, seen), targets)
+
+    def _pushforward(self, weights: list[Any], inputs: Any, targets: Any, tangents: list[Any]) -> Any:
+        """Derivatives (U,) of the loss along each of U tangents."""
+        func, zeros = self.torch.func, tuple(self.torch.zeros_like(tangent[0]) for tangent in tangents)
+
+        def loss(*added: Any) -> Any:
+            return self._loss(weights, inputs, targets, list(added), [])
+
+        return func.vmap(lambda *tangent: func.jvp(loss, zeros, tangent)[1])(*tangents)
+
+    # Tangents.
+
+    def _tangents(self, found: NonZeros) -> list[Any]:
+        """What each perturbation adds to the embeddings, if there are any, and to each map: (U, B, O) float32."""
+        torch, batch, net = self.torch, len(self._targets), self.net
+        sizes = [net.sizes[0]] * bool(net.embedding) + list(net.sizes[1:])
+        made = [torch.zeros((self.chunk, size, batch)) for size in sizes]
+        unit_N = np.repeat(np.arange(len(found.starts_U1) - 1), np.diff(found.starts_U1))
+        for index, places, signs in self._by_tensor(found, slice(None)):
+            tensor = self.layout.tensors[index]
+            inside = (found.positions_N >= tensor.offset) & (found.positions_N < tensor.offset + tensor.size)
+            for unit, place, sign in zip(unit_N[inside].tolist(), places.tolist(), signs.tolist(), strict=True):
+                self._add(made, tensor, unit, place, sign)
+        return [tangent.transpose(1, 2).contiguous() for tangent in made]
+
+    def _add(self, made: list[Any], tensor: TensorSpec, unit: int, place: int, sign: int) -> None:
+        """One non-zero: a weight adds its input to one output, an embedding adds 1 wherever its byte stands."""
+        if tensor.name == "emb":
+            byte, entry = divmod(place, self.net.embedding)
+            slots_CB = made[0][unit].view(self.net.context, self.net.embedding, -1)[:, entry]
+            slots_CB += sign * (byte == self._inputs.T)
+            return
+        number = int(tensor.name.split(".")[1])
+        row = made[number + bool(self.net.embedding)][unit]
+        if tensor.kind == "vector":
+            row[place] += sign
+        else:
+            output, column = divmod(place, tensor.shape[1])
+            row[output] += sign * self._columns[number][column]
