@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import json
 import os
 import re
 import signal
 import subprocess
 import sys
 import time
+import urllib.request
 
 import pytest
 
@@ -273,12 +275,18 @@ def test_train_starts_its_own_ray_and_ctrl_c_can_be_resumed(make_config, cli):
     directory = RunDirectory(config.deployment.runs_dir, "alone")
     source = directory.path.parent / "alone.toml"
     source.write_text(_toml(config))
-    runs = ["--runs-dir", directory.path.parent]
+    targets = directory.path.parent / "targets"
+    runs = ["--runs-dir", directory.path.parent, "--set", f"deployment.metrics_targets_dir={targets}"]
     first = cli("train", source, "--name", "alone", *runs, "--set", "deployment.generations=100000")
     wait_for(lambda: commits(directory) > 1)
+    _, ray = json.loads(next(targets.glob("alone-*.json")).read_text())
+    assert ray["labels"] == {"job": "ray"}
+    with urllib.request.urlopen(f"http://{ray['targets'][0]}/metrics", timeout=30) as answer:
+        assert b"\nray_" in answer.read(), "the exporter of a Ray that has no dashboard"
     first.send_signal(signal.SIGINT)
     output, _ = first.communicate(timeout=60)
     assert first.returncode == 130, output
+    assert not list(targets.iterdir())
     assert "go on with: es-service resume alone" in output
     goal = commits(directory) + 2
     second = cli("resume", "alone", *runs, "--set", f"deployment.generations={goal}")
