@@ -5,7 +5,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 NATIVE := $(shell find workers/ops/native -name '*.cpp' -o -name '*.hpp' -o -name '*.h' -o -name '*.inc') CMakeLists.txt
 
-.PHONY: install train test lint sanitize amx aarch64 wheel local-cluster bench clean
+.PHONY: install train test lint sanitize amx aarch64 wheel local-cluster bench noise-step-experiments clean
 
 install: $(VENV)/installed
 
@@ -42,6 +42,12 @@ local-cluster: install
 
 bench: install
 	$(BIN)/python -m benchmarks.cpu --quick
+
+# The runs of docs/noise-step-experiments.md that its results lack, then its tables and plots.
+noise-step-experiments: install
+	$(BIN)/pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[dev,torch]'
+	$(BIN)/python -m benchmarks.noise_step run
+	$(BIN)/python -m benchmarks.noise_step report
 
 clean:
 	rm -rf $(VENV) build dist .pytest_cache .mypy_cache .ruff_cache .hypothesis

@@ -34,6 +34,7 @@ __all__ = [
     "run_id",
     "scored",
     "shape_of",
+    "training_score",
     "write_text",
 ]
 
@@ -138,6 +139,14 @@ def scored(config: RunConfig) -> int:
     if isinstance(config.feeding, BatchConfig):
         return config.feeding.size
     return config.segment.bytes * config.feeding.passes(config.population)
+
+
+def training_score(config: RunConfig, score_sum: int, score_min: int) -> float:
+    """The score of a record that stands for the training loss: the mean of the perturbed members of EGG.
+
+    For ternary networks it is that of the unperturbed model, which is the lowest score.
+    """
+    return score_sum / config.population if is_egg(config) else score_min
 
 
 def figure_of(config: RunConfig) -> str:

@@ -22,7 +22,7 @@ from es_service.exporter import Exporter
 from es_service.generation import Machine
 from es_service.messages import Behind, Lease, LeaseResult
 from es_service.metrics import BASELINES, LEASE_EVENTS, SIGNS, WORKER_STATES, Metrics
-from es_service.problem import algorithm_of, layout_of, scored
+from es_service.problem import algorithm_of, layout_of, scored, training_score
 from es_service.types import Int8Array
 from es_service.worker_table import WorkerTable
 
@@ -214,7 +214,7 @@ class Telemetry:
     ) -> dict[str, float]:
         members = self.config.population
         values = {
-            "bits_per_byte": round(bits_per_byte(self.config, record.score_sum / members), 6),
+            "bits_per_byte": round(_training_loss(self.config, record), 6),
             "bytes_per_second": round(self._model_bytes / seconds, 1),
             "bits_per_member": round(8 * len(record.record) / members, 6),
             "wire_bits_per_member": round(8 * (self._down + self._up) / members, 6),
@@ -248,7 +248,7 @@ class Telemetry:
         mean = record.score_sum / config.population
         for statistic, score in (("min", record.score_min), ("mean", mean), ("max", record.score_max)):
             self.metrics.score.labels(statistic).set(score / 16)
-        self.metrics.loss.labels("train").set(bits_per_byte(config, mean))
+        self.metrics.loss.labels("train").set(_training_loss(config, record))
         self.metrics.record_per_member.set(len(record.record) / config.population)
 
     def _forget(self, generation: int) -> None:
@@ -302,3 +302,7 @@ class Telemetry:
 def bits_per_byte(config: RunConfig, member_score: float) -> float:
     """-score / (16 bytes scored) of a mean member score in 1/16 bit; a classifier scores labels, one byte each."""
     return -member_score / (16 * scored(config))
+
+
+def _training_loss(config: RunConfig, record: journal.Commit) -> float:
+    return bits_per_byte(config, training_score(config, record.score_sum, record.score_min))

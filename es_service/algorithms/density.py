@@ -8,24 +8,30 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from fractions import Fraction
+from itertools import accumulate
 from typing import Annotated, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
-__all__ = ["ConstantDensity", "DensityConfig", "StagedDensity", "Step"]
+__all__ = ["AutomaticDensity", "ConstantDensity", "DensityConfig", "StagedDensity", "Step"]
+
+_LOWER, _UPPER = Fraction(3, 20), Fraction(3, 10)
+_ERRORS, _LEAST, _WINDOW = 3, 4, 64
 
 
 @dataclass(frozen=True, slots=True)
 class Step:
-    """What the journal has of one committed generation of noise_step, losses in nats an example.
+    """What the journal has of one committed generation of noise_step.
 
-    `loss` is the training loss of the parameters that the votes were cast on, `largest` the largest |alignment| of its
-    perturbations, both rounded to 1/16 bit over the batch.
+    `loss` is the training loss of the parameters that the votes were cast on, in nats an example. `level` is the same
+    loss and `promise` the sum of |alignment| over the perturbations, as integers in 1/16 bit over the batch.
     """
 
     nonzeros: int
     loss: float
-    largest: float
+    level: int
+    promise: int
 
 
 class _Config(BaseModel):
@@ -81,4 +87,55 @@ class StagedDensity(_Config):
         return min(last.nonzeros, self.nonzeros[stage])
 
 
-DensityConfig = Annotated[ConstantDensity | StagedDensity, Field(discriminator="kind")]
+class AutomaticDensity(_Config):
+    """Fewer non-zeros when less than `_LOWER` of what the alignments promise comes true, more above `_UPPER`.
+
+    The last n <= 64 generations had the same k, losses l_1 .. l_n, and promises p_t = sum of |alignment|; to first
+    order the loss falls by p_t at best. rho is minus the slope of the least-squares line of l_t over
+    c_t = p_1 + .. + p_(t-1), and s its standard error. k is halved if rho + 3 s < 0.15, doubled if rho - 3 s > 0.3.
+    """
+
+    kind: Literal["automatic"] = "automatic"
+    nonzeros: int = Field(16, ge=1, lt=1 << 31)
+    """Non-zeros k of the first generation."""
+    most: int = Field(256, ge=1, lt=1 << 31)
+    """The largest k."""
+
+    @model_validator(mode="after")
+    def _starts_within(self) -> AutomaticDensity:
+        if self.nonzeros > self.most:
+            raise ValueError(f"{self.nonzeros} non-zeros at first are more than `most`, {self.most}")
+        return self
+
+    def next(self, history: Sequence[Step]) -> int:
+        """K of the generation after `history`. Exact integers, so that every head decides alike."""
+        if not history:
+            return self.nonzeros
+        k = history[-1].nonzeros
+        window = [history[-1]]
+        while len(window) < min(_WINDOW, len(history)) and (step := history[-1 - len(window)]).nonzeros == k:
+            window.append(step)
+        if len(window) < _LEAST:
+            return k
+        window.reverse()
+        if _surely(window, _LOWER, -1):
+            return max(1, k // 2)
+        return min(self.most, 2 * k) if _surely(window, _UPPER, 1) else k
+
+
+def _surely(window: Sequence[Step], bound: Fraction, side: int) -> bool:
+    """Whether rho lies above (`side` 1) or below (-1) the bound by more than 3 standard errors.
+
+    With n-fold sums of squares X of c, Y of l and minus products Z: rho = Z / X, s^2 = (X Y - Z^2) / ((n - 2) X^2).
+    """
+    n = len(window)
+    level_n = [step.level for step in window]
+    path_n = list(accumulate((step.promise for step in window[:-1]), initial=0))
+    x = n * sum(c * c for c in path_n) - sum(path_n) ** 2
+    y = n * sum(level * level for level in level_n) - sum(level_n) ** 2
+    z = sum(path_n) * sum(level_n) - n * sum(c * level for c, level in zip(path_n, level_n, strict=True))
+    distance = side * (z * bound.denominator - bound.numerator * x)
+    return distance > 0 and (n - 2) * distance**2 > (_ERRORS * bound.denominator) ** 2 * (x * y - z * z)
+
+
+DensityConfig = Annotated[ConstantDensity | StagedDensity | AutomaticDensity, Field(discriminator="kind")]

@@ -16,7 +16,7 @@ from pydantic import BaseModel, ConfigDict, model_validator
 
 from es_service import ternary, votes
 from es_service.algorithms.base import AbstractAlgorithm, Past
-from es_service.algorithms.density import DensityConfig, StagedDensity, Step
+from es_service.algorithms.density import AutomaticDensity, DensityConfig, StagedDensity, Step
 from es_service.errors import DivergenceError, MessageError
 from es_service.types import Int8Array, Layout, NoiseAddress, Ops, Part, Perturbations, Support, UInt8Array
 
@@ -47,6 +47,8 @@ class NoiseStepConfig(BaseModel):
     def _errors_have_no_derivative(self) -> NoiseStepConfig:
         if self.objective == "errors" and self.alignment == "forward_mode":
             raise ValueError("objective = 'errors' has no derivative: set algorithm.alignment to 'antithetic'")
+        if self.objective == "errors" and isinstance(self.density, AutomaticDensity):
+            raise ValueError("density.kind: 'automatic' compares losses with alignments; it needs objective = 'loss'")
         return self
 
 
@@ -78,9 +80,9 @@ class _Steps(Sequence[Step]):
         return self._step(self.history[index])
 
     def _step(self, past: Past) -> Step:
-        nats = log(2) / (16 * self.batch)
-        loss = -past.score_sum / past.units
-        return Step(past.threshold, loss * nats, (past.score_max - past.score_min) / 2 * nats)
+        level = -past.score_min
+        promise = past.score_sum - past.units * past.score_min
+        return Step(past.threshold, level * log(2) / (16 * self.batch), level, promise)
 
 
 class NoiseStep(AbstractAlgorithm):

@@ -19,7 +19,7 @@ from es_service.data import Baselines
 from es_service.directory import RunDirectory
 from es_service.errors import BackendError, RunError
 from es_service.journal_writer import write_atomically
-from es_service.problem import figure_of, is_classifier, is_egg, scored
+from es_service.problem import figure_of, is_classifier, is_egg, scored, training_score
 from es_service.telemetry import bits_per_byte
 
 __all__ = ["DEFAULT_NAME", "draw", "draw_run", "run"]
@@ -85,8 +85,8 @@ def draw(directory: RunDirectory, config: RunConfig, baselines: Baselines | None
 def _draw_curves(axes: Any, directory: RunDirectory, config: RunConfig) -> None:
     """Training from the journal, held-out from the metrics beside it."""
     fields = journal.scan(directory.journal_path).commits.fields
-    sums = fields["score_sum"].tolist()
-    trained = [bits_per_byte(config, score_sum / config.population) for score_sum in sums]
+    scores = fields[["score_sum", "score_min"]].tolist()
+    trained = [bits_per_byte(config, training_score(config, *pair)) for pair in scores]
     label = "training, mean of perturbed members" if is_egg(config) else "training batch"
     axes.plot(range(len(trained)), trained, color=_SKY, lw=1.2, label=label)
     rows = (row for row in directory.metrics() if row.get("kind") == "evaluation")

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import assume, given
 from hypothesis import strategies as st
 
 from es_service import votes
 from es_service.algorithms.base import Past
-from es_service.algorithms.density import ConstantDensity, StagedDensity, Step
+from es_service.algorithms.density import AutomaticDensity, ConstantDensity, StagedDensity, Step
 from es_service.algorithms.noise_step import NoiseStep, NoiseStepConfig, codes
 from es_service.data.examples import TextExamples, batch_indices, windows_of_rows
 from es_service.errors import DivergenceError, MessageError
@@ -139,7 +141,7 @@ def test_a_record_without_non_zeros_is_refused():
 
 
 def step(nonzeros: int, loss: float) -> Step:
-    return Step(nonzeros, loss, 0.0)
+    return Step(nonzeros, loss, 0, 0)
 
 
 def test_the_published_schedule_falls_with_the_loss_and_stays():
@@ -157,7 +159,8 @@ def test_the_loss_of_a_record_is_in_nats_an_example():
     r = rule(10)
     unit = 16 * 1024 / np.log(2)
     loss = 1.9
-    past = Past(10, 16, -10 * round(loss * unit), -round((loss + 0.25) * unit), -round((loss - 0.25) * unit))
+    level = round(loss * unit)
+    past = Past(10, 16, -10 * level + 321, -level, -level + 99)
     seen = []
 
     class Spy(ConstantDensity):
@@ -168,8 +171,51 @@ def test_the_loss_of_a_record_is_in_nats_an_example():
     r.config = NoiseStepConfig().model_copy(update={"density": Spy()})
     r.threshold(1, [past])
     assert seen[0].loss == pytest.approx(1.9, abs=1e-4)
-    assert seen[0].largest == pytest.approx(0.25, abs=1e-4)
+    assert (seen[0].level, seen[0].promise) == (level, 321)
     assert rule(10).threshold(1, [past]) == 4
+
+
+def course(k, share, generations, noise=0, seed=0):
+    """Generations with k non-zeros in which `share` of the promises comes true."""
+    rng, level, steps = np.random.default_rng(seed), 1e6, []
+    for _ in range(generations):
+        promise = int(rng.integers(800, 1200))
+        steps.append(Step(k, 0.0, round(level + noise * rng.standard_normal()), promise))
+        level -= share * promise
+    return steps
+
+
+def test_the_automatic_schedule_follows_the_share_of_promises_that_come_true():
+    schedule = AutomaticDensity()
+    assert schedule.next([]) == 16
+    assert schedule.next(course(16, 0.05, 3)) == 16, "too few generations to judge"
+    assert [schedule.next(course(16, share, 8)) for share in (-0.5, 0.1, 0.2, 0.4, 0.9)] == [8, 8, 16, 32, 32]
+    assert schedule.next(course(1, 0, 8)) == 1
+    assert schedule.next(course(256, 0.9, 8)) == 256
+    assert schedule.next([Step(4, 0.0, 5, 0)] * 9) == 4, "nothing was promised"
+    steps = course(16, 0.9, 12)
+    other = [replace(step, nonzeros=8) for step in steps[:9]]
+    assert schedule.next(other + steps[9:]) == 16, "only generations with this k count"
+
+
+def test_the_automatic_schedule_waits_until_it_is_sure():
+    noisy = [AutomaticDensity().next(course(16, 0.05, 6, 300, seed)) for seed in range(200)]
+    assert noisy.count(16) > 150
+    assert [AutomaticDensity().next(course(16, 0.05, 64, 300, seed)) for seed in range(50)] == [8] * 50
+
+
+@given(st.integers(0, 2**32), st.integers(4, 80), st.floats(-1, 2), st.integers(0, 2000))
+def test_the_automatic_schedule_is_least_squares_with_three_standard_errors(seed, generations, share, noise):
+    steps = course(16, share, generations, noise, seed)
+    window = steps[-64:]
+    path = np.concatenate([[0], np.cumsum([step.promise for step in window])[:-1]]).astype(float)
+    level = np.array([step.level for step in window], float)
+    (slope, offset), *_ = np.linalg.lstsq(np.column_stack([path, np.ones(len(path))]), level, rcond=None)
+    residual = level - slope * path - offset
+    error = np.sqrt((residual**2).sum() / (len(path) - 2) / ((path - path.mean()) ** 2).sum())
+    low, high = 0.15 + slope - 3 * error, -slope - 3 * error - 0.3
+    assume(min(abs(low), abs(high)) > 1e-6)
+    assert AutomaticDensity().next(steps) == (8 if low > 0 else 32 if high > 0 else 16)
 
 
 # Batches.

@@ -52,8 +52,8 @@ class TernaryTask:
     def evaluate(self, generation: int, threshold: int, first_unit: int, num_units: int) -> Outcome:
         """Alignments (num_units,) float32.
 
-        Every unit counts with the score of the unperturbed model on the batch; the lowest and highest score are those
-        of the two ends of the perturbation with the largest alignment, to first order.
+        The score of a unit is that of its better end, to first order: the score of the unperturbed model on the batch
+        plus |alignment|. The lowest score is that of the unperturbed model.
         """
         self._look_at(generation)
         perturbations = self.algorithm.perturbations(generation, threshold)
@@ -82,9 +82,10 @@ class TernaryTask:
     def _outcome(self, alignments_U: npt.NDArray[np.float32]) -> Outcome:
         unit = 16 * self.batch / log(2)  # from nats an example
         score = -round(self._loss * unit)
-        reach = round(float(np.abs(alignments_U).max()) * unit)
+        gains_U = np.rint(np.abs(alignments_U).astype(np.float64) * unit).astype(np.int64)
+        total = score * len(gains_U) + int(gains_U.sum())
         examples = len(alignments_U) * self.batch * (1 if self._is_forward_mode else 2)
-        return Outcome(alignments_U, score * len(alignments_U), score - reach, score + reach, examples)
+        return Outcome(alignments_U, total, score, score + int(gains_U.max()), examples)
 
 
 def _part(found: NonZeros, first: int, end: int) -> NonZeros:

@@ -1,0 +1,161 @@
+"""Tables and plots of the noise_step experiments, from the lines that benchmarks/noise_step.py has written."""
+
+from __future__ import annotations
+
+import os
+import platform
+from collections import defaultdict
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from benchmarks.noise_methods import METHODS
+
+__all__ = ["machine", "report"]
+
+NAMES = {"digits": "scikit-learn digits 8x8, not MNIST", "text": "ternary byte-level language model, Python's sources"}
+TARGETS = {"digits": ("accuracy", 0.9), "text": ("bits", 4.5)}
+"""The level of held-out accuracy, or of bits a byte, at which costs are compared."""
+COLOURS = dict(zip(METHODS, ("#d55e00", "#e69f00", "#0072b2", "#999999", "#000000", "#009e73", "#cc79a7"), strict=True))
+
+Results = list[dict[str, Any]]
+
+
+def machine() -> str:
+    lines = Path("/proc/cpuinfo").read_text().splitlines() if Path("/proc/cpuinfo").exists() else []
+    model = next((line.split(":")[1].strip() for line in lines if line.startswith("model name")), platform.machine())
+    import torch
+
+    return f"{model}, {len(os.sched_getaffinity(0))} cores, PyTorch {torch.__version__}, one thread"
+
+
+def _grouped(results: Results) -> dict[str, dict[str, Results]]:
+    """By task and method: runs, in the order of the experiments."""
+    found: dict[str, dict[str, Results]] = {task: defaultdict(list) for task in NAMES}
+    for result in sorted(results, key=lambda r: (list(METHODS).index(r["method"]), r["seed"])):
+        found[result["task"]][result["method"]].append(result)
+    return found
+
+
+def _mean(values: Any, digits: int) -> str:
+    """Mean and its standard error."""
+    values = np.asarray(values, float)
+    if len(values) < 2:
+        return f"{values.mean():.{digits}f}"
+    return f"{values.mean():.{digits}f} ± {values.std(ddof=1) / len(values) ** 0.5:.{digits}f}"
+
+
+def _flops(run: dict[str, Any]) -> float:
+    return METHODS[run["method"]].forwards * run["forward_flops"]
+
+
+def _first_step(run: dict[str, Any], task: str) -> float:
+    """The first evaluation from which two in a row are at the level, or infinity."""
+    kind, level = TARGETS[task]
+    good = [right >= level if kind == "accuracy" else bits <= level for _, bits, right in run["held_out"]]
+    steps = [row[0] for row in run["held_out"]]
+    return next((step for step, a, b in zip(steps, good, good[1:], strict=False) if a and b), float("inf"))
+
+
+def _reach(runs: Results, task: str) -> str:
+    steps = [_first_step(run, task) for run in runs]
+    if np.isinf(steps).all():
+        return "never | "
+    missed = f" ({int(np.isinf(steps).sum())} never)" if np.isinf(steps).any() else ""
+    mean = float(np.mean([step for step in steps if step < np.inf]))
+    return f"{mean:.0f}{missed} | {mean * _flops(runs[0]):.1e}"
+
+
+def _table(task: str, methods: dict[str, Results]) -> None:
+    kind, level = TARGETS[task]
+    goal = f"{level:.0%} right" if kind == "accuracy" else f"{level} bits"
+    first = next(iter(methods.values()))[0]
+    print(f"\n### {NAMES[task]}\n")
+    print(f"P = {first['weights']:,} weights, batch {first['batch']:,}, F = {first['forward_flops']:.3g} operations.\n")
+    print(
+        f"| method | seeds | held-out bits | held-out right | mean held-out bits of the run | steps to {goal} | "
+        "operations to there | F a step | bits sent a step |\n|---|---|---|---|---|---|---|---|---|"
+    )
+    for name, runs in methods.items():
+        last = np.array([run["held_out"][-1] for run in runs])
+        mean = [np.mean([bits for _, bits, _ in run["held_out"][1:]]) for run in runs]
+        method = METHODS[name]
+        print(
+            f"| {method.label} | {len(runs)} | {_mean(last[:, 1], 3)} | {_mean(last[:, 2], 3)} | {_mean(mean, 3)} | "
+            f"{_reach(runs, task)} | {method.forwards} | {method.sent(first['weights']):,.0f} |"
+        )
+
+
+def _differences(task: str, methods: dict[str, Results]) -> None:
+    """Automatic against published and staged, seed by seed: the batches of a seed are the same."""
+    for other in ("published", "staged"):
+        if not (methods.get("automatic") and methods.get(other)):
+            continue
+        pairs = list(zip(methods[other], methods["automatic"], strict=False))
+        for label, pick in (
+            ("last held-out bits", lambda run: run["held_out"][-1][1]),
+            ("mean held-out bits", lambda run: np.mean([bits for _, bits, _ in run["held_out"][1:]])),
+            ("mean training loss of the last 100 steps, nats", lambda run: np.mean(run["loss"][-10:])),
+        ):
+            gaps = [pick(a) - pick(b) for a, b in pairs]
+            print(f"- {task}, {other} minus automatic, {label}: {_mean(gaps, 3)}")
+
+
+def _checks(results: Results) -> None:
+    counted = [count for run in results for count in run["differing_votes"].values()]
+    if counted:
+        print(f"\nVotes that forward mode casts otherwise: {sum(counted)} of {128 * len(counted):,}.")
+
+
+def report(results: Results, folder: Path) -> None:
+    grouped = _grouped(results)
+    for task, methods in grouped.items():
+        if methods:
+            _table(task, methods)
+            _draw(task, methods, folder / f"noise-step-{task}.png")
+    print()
+    for task, methods in grouped.items():
+        _differences(task, methods)
+    _checks(results)
+
+
+def _draw(task: str, methods: dict[str, Results], out: Path) -> None:
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(11, 10.5), dpi=110, layout="constrained")
+    FigureCanvasAgg(figure)
+    axes = figure.subplots(3, 2)
+    for name, runs in methods.items():
+        _curves(axes, name, runs)
+    for row, (label, log) in enumerate((("held-out accuracy", False), ("held-out bits", True), ("k", True))):
+        for column, across in enumerate(("steps", "floating-point operations")):
+            axis = axes[row, column]
+            axis.set_xlabel(across)
+            axis.set_ylabel(label if row < 2 else "non-zeros k of a perturbation")
+            axis.set_xscale("log" if column else "linear")
+            axis.set_yscale("log" if log else "linear")
+            axis.grid(alpha=0.25)
+    axes[0, 0].legend(fontsize=8)
+    seeds = sorted({len(runs) for runs in methods.values()})
+    figure.suptitle(f"{NAMES[task]}: mean and standard error of {'-'.join(map(str, seeds))} seeds")
+    figure.savefig(out)
+
+
+def _curves(axes: Any, name: str, runs: Results) -> None:
+    curves = np.array([run["held_out"] for run in runs])
+    steps = curves[0, :, 0]
+    for row, column in ((0, 2), (1, 1)):
+        values = curves[:, :, column]
+        error = values.std(axis=0, ddof=1) / len(runs) ** 0.5 if len(runs) > 1 else np.zeros(len(steps))
+        for axis, scale in zip(axes[row], (1.0, _flops(runs[0])), strict=True):
+            part = slice(1 if scale > 1 else 0, None)
+            x, y, e = steps[part] * scale, values.mean(axis=0)[part], error[part]
+            axis.plot(x, y, color=COLOURS[name], lw=1.6, label=METHODS[name].label)
+            axis.fill_between(x, y - e, y + e, color=COLOURS[name], alpha=0.2, lw=0)
+    if runs[0]["nonzeros"][0]:
+        counts = np.exp(np.log(np.array([run["nonzeros"] for run in runs])).mean(axis=0))
+        for axis, scale in zip(axes[2], (1.0, _flops(runs[0])), strict=True):
+            part = slice(1 if scale > 1 else 0, None)
+            axis.step(steps[:-1][part] * scale, counts[part], where="post", color=COLOURS[name], lw=1.6)
