@@ -180,3 +180,39 @@ def test_egg_smoke_there_and_back(es, run_copy, tmp_path):
     rows = tmp_path / "rows.safetensors"
     assert es("from-steps", path, "--out", rows, "--generation", 6, "--tensor", "emb", "--rows", "99:130").code == 0
     assert np.array_equal(load_file(rows)["emb"], model["emb"][99:130])
+
+
+TERNARY = """
+population = 12
+[model]
+kind = "ternary_lm"
+context = 3
+embedding = 5
+width = 13
+[algorithm]
+kind = "noise_step"
+alignment = "antithetic"
+density = { kind = "staged", nonzeros = [4, 2], below = [8.0] }
+[data]
+kind = "files"
+paths = ["TEXT"]
+held_out_percent = 20
+[feeding]
+kind = "batch"
+size = 50
+[deployment]
+generations = 5
+evaluation_rows = 8
+evaluation_bytes = 8
+"""
+
+
+def test_a_ternary_run_there_and_back(es, run_copy, tmp_path):
+    config = tmp_path / "ternary.toml"
+    config.write_text(TERNARY.replace("TEXT", str(run_copy.cache.parent / "text")))
+    path, model = there_and_back(es, run_copy, tmp_path, config, 3)
+    assert set(np.unique(np.concatenate([values.reshape(-1) for values in model.values()]))) == {-1, 0, 1}
+    rows = tmp_path / "rows.safetensors"
+    options = ("--generation", 3, "--tensor", "layers.0.weight", "--rows", "2:11")
+    assert es("from-steps", path, "--out", rows, *options).code == 0
+    assert np.array_equal(load_file(rows)["layers.0.weight"], model["layers.0.weight"][2:11])

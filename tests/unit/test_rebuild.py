@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from collections import Counter
 from dataclasses import replace
+from functools import cache
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from es_service import noise, steps, votes
@@ -41,18 +42,49 @@ def made(config, path):
     return steps.scan(path), models, rows
 
 
-VARIANTS = {
-    "plain": {},
-    "rank 3": {"algorithm__rank": 3},
-    "signs, one noise for all": {"algorithm__sign_noise": True, "algorithm__noise_reuse": 0},
-    "large seed": {"seed": (1 << 64) - 5, "algorithm__rank": 2},
+EGG = {
+    "plain": {"model__layers": 2},
+    "rank 3": {"model__layers": 2, "algorithm__rank": 3},
+    "signs, one noise for all": {"model__layers": 2, "algorithm__sign_noise": True, "algorithm__noise_reuse": 0},
+    "large seed": {"model__layers": 2, "seed": (1 << 64) - 5, "algorithm__rank": 2},
+}
+TERNARY = {
+    support: {
+        "population": 12,
+        "model": {"kind": "ternary_lm", "context": 3, "embedding": 5, "width": 13, "layers": 2},
+        "algorithm": {"kind": "noise_step", "support": support, "density": {"kind": "constant", "nonzeros": 4}},
+        "segment": {},
+        "feeding": {"kind": "batch", "size": 50},
+    }
+    for support in ("exact", "columns", "bernoulli")
 }
 
 
-@pytest.fixture(scope="module", params=VARIANTS)
-def case(request, tiny_config, tmp_path_factory):
-    config = tiny_config(model__layers=2, **VARIANTS[request.param])
-    return config, *made(config, tmp_path_factory.mktemp("steps") / "x.steps")
+@pytest.fixture(scope="module")
+def cases(tiny_config, tmp_path_factory):
+    """`cases("rank 3")`: config, steps, models, rows; each is made once."""
+
+    @cache
+    def make(name):
+        config = tiny_config(**(EGG | TERNARY)[name])
+        return config, *made(config, tmp_path_factory.mktemp("steps") / "x.steps")
+
+    return make
+
+
+@pytest.fixture(params=[*EGG, *TERNARY])
+def case(request, cases):
+    return cases(request.param)
+
+
+@pytest.fixture(params=EGG)
+def egg_case(request, cases):
+    return cases(request.param)
+
+
+@pytest.fixture(params=TERNARY)
+def ternary_case(request, cases):
+    return cases(request.param)
 
 
 @pytest.mark.parametrize("generation", range(GENERATIONS + 1))
@@ -73,7 +105,7 @@ def test_every_tensor_alone_is_that_of_the_plain_replay(case, backend):
 
 
 @given(st.data())
-@settings(max_examples=15)
+@settings(max_examples=15, suppress_health_check=[HealthCheck.function_scoped_fixture])
 def test_any_rows_of_any_generation_are_those_of_the_plain_replay(case, data):
     config, found, models, _ = case
     tensor = data.draw(st.sampled_from(layout_of(config).tensors))
@@ -105,8 +137,8 @@ def generated(monkeypatch):
 
 
 @pytest.mark.parametrize(("name", "first", "stop"), [("head", 40, 57), ("blocks.1.mlp.1", 0, 16), ("emb", 255, 256)])
-def test_rows_of_a_matrix_generate_their_rows_of_a_and_b_of_their_tensor_only(case, generated, name, first, stop):
-    config, found, _, rows = case
+def test_rows_of_a_matrix_generate_their_rows_of_a_and_b_of_their_tensor_only(egg_case, generated, name, first, stop):
+    config, found, _, rows = egg_case
     tensor = next(tensor for tensor in layout_of(config).tensors if tensor.name == name)
     out_size, in_size = tensor.shape
     rank, address = config.algorithm.rank, algorithm_of(config).address
@@ -125,8 +157,8 @@ def test_rows_of_a_matrix_generate_their_rows_of_a_and_b_of_their_tensor_only(ca
     assert generated == expected
 
 
-def test_elements_of_a_vector_generate_their_own_two_factors_only(case, generated):
-    config, found, _, rows = case
+def test_elements_of_a_vector_generate_their_own_two_factors_only(egg_case, generated):
+    config, found, _, rows = egg_case
     tensor = next(tensor for tensor in layout_of(config).tensors if tensor.name == "blocks.1.att.bh")
     epoch = algorithm_of(config).address
     Rebuild(found, OPS).part(Part(tensor, 3, 9), GENERATIONS)
@@ -138,30 +170,60 @@ def test_elements_of_a_vector_generate_their_own_two_factors_only(case, generate
     )
 
 
-def test_the_whole_model_generates_far_more(case, generated):
+def test_the_whole_model_generates_far_more(egg_case, generated):
     """The counting is not blind."""
-    config, found, _, _ = case
+    config, found, _, _ = egg_case
     Rebuild(found, OPS).model(GENERATIONS)
     assert {tensor for _, tensor, *_ in generated} == set(range(len(layout_of(config).tensors)))
 
 
-def test_parts_of_many_units_are_summed_in_pieces(case, monkeypatch):
+def support_counters(generated, found, part):
+    """How many Philox counters of the supports a part takes, and all the counters of another kind."""
+    generated.clear()
+    Rebuild(found, OPS).part(part, GENERATIONS)
+    support = sum(times for (stream, *_), times in generated.items() if stream == Stream.TERNARY_SUPPORT)
+    return support, {key for key in generated if key[0] != Stream.TERNARY_SUPPORT}
+
+
+@pytest.mark.parametrize(
+    ("name", "first", "stop"), [("layers.1.weight", 4, 9), ("emb", 250, 256), ("layers.0.bias", 2, 12)]
+)
+def test_weights_of_a_ternary_model_generate_what_they_need_only(ternary_case, generated, name, first, stop):
+    """Their initial values and signs, and of the supports what each row takes when it is rebuilt alone."""
+    config, found, _, rows = ternary_case
+    tensor = next(tensor for tensor in layout_of(config).tensors if tensor.name == name)
+    part = Part(tensor, first, stop)
+    place = tensor.offset + part.start
+    support, others = support_counters(generated, found, part)
+    initial = {(Stream.INITIAL, tensor.index, 0, 0, block) for block in blocks(part.start, part.size)}
+    signs = {(Stream.TERNARY_SIGN, 0, 0, g, block) for g in range(GENERATIONS) for block in blocks(place, part.size)}
+    assert others == initial | signs
+    if config.algorithm.support == "bernoulli":
+        words = len(range(place // 4, -(-(place + part.size) // 4)))
+        assert support == words * sum(np.count_nonzero(step.votes_Q) for step in rows)
+    else:
+        alone = [support_counters(generated, found, Part(tensor, row, row + 1))[0] for row in range(first, stop)]
+        assert support == sum(alone)
+        assert support < 50 * GENERATIONS * part.size  # four rounds, repeated while outside: no support is searched
+
+
+def test_parts_of_many_units_are_summed_in_pieces(egg_case, monkeypatch):
     from es_service.algorithms import eggroll
 
-    config, found, models, _ = case
+    config, found, models, _ = egg_case
     monkeypatch.setattr(eggroll, "_CHUNK_BYTES", 4096)
     tensor = layout_of(config).tensors[0]
     rebuilt = Rebuild(found, OPS).part(Part(tensor, 5, 9), GENERATIONS)
     assert np.array_equal(rebuilt, models[-1][5 * 16 : 9 * 16].reshape(4, 16))
 
 
-def test_a_backend_that_computes_other_bits_is_found(case):
+def test_a_backend_that_computes_other_bits_is_found(egg_case):
     class Broken(ReferenceOps):
         def _apply(self, parameters_P, sums_P, threshold):
             return super()._apply(parameters_P, sums_P - 1, threshold)
 
     with pytest.raises(DivergenceError, match=r"x\.steps: generation 3 has digest"):
-        Rebuild(case[1], Broken()).model(GENERATIONS)
+        Rebuild(egg_case[1], Broken()).model(GENERATIONS)
 
 
 def test_the_digest_at_the_start_of_a_block_is_compared(case, tmp_path, monkeypatch):
