@@ -1,7 +1,7 @@
 """Packing of votes, five to a byte (specs/formats.md, Votes).
 
 Digit 0, 1, 2 stands for vote 0, +1, -1; byte = sum over k of digit_k 3^k, the first vote in k = 0; the last byte is
-padded with digit 0. Suffix: Q votes.
+padded with digit 0. Ternary weights are packed in the same way. Suffix: Q votes.
 """
 
 from __future__ import annotations
@@ -11,10 +11,11 @@ import numpy as np
 from es_service.errors import MessageError
 from es_service.types import Int8Array, Int32Array
 
-__all__ = ["VOTES_PER_BYTE", "from_scores", "pack", "packed_size", "unpack"]
+__all__ = ["VOTES_PER_BYTE", "from_scores", "pack", "pack_2bit", "packed_size", "unpack", "unpack_2bit"]
 
 VOTES_PER_BYTE = 5
 _WEIGHTS = np.array([1, 3, 9, 27, 81], np.uint8)
+_SHIFTS = np.array([0, 2, 4, 6], np.uint8)
 _END = 3**VOTES_PER_BYTE
 
 
@@ -42,14 +43,37 @@ def packed_size(count: int) -> int:
 
 def pack(votes_Q: Int8Array) -> bytes:
     """Pack votes (Q,) int8 in {-1, 0, +1} into `packed_size(Q)` bytes; raise `MessageError` on anything else."""
-    if votes_Q.dtype != np.int8 or votes_Q.ndim != 1:
-        raise MessageError(f"votes are {votes_Q.dtype} of shape {votes_Q.shape}: give int8 of shape (Q,)")
-    if votes_Q.size and (votes_Q.min() < -1 or votes_Q.max() > 1):
-        raise MessageError("votes must be -1, 0 or +1")
+    _check(votes_Q)
     digits = np.zeros((packed_size(votes_Q.size), VOTES_PER_BYTE), np.uint8)
     digits.reshape(-1)[: votes_Q.size] = votes_Q % 3
     packed: bytes = (digits @ _WEIGHTS).tobytes()
     return packed
+
+
+def pack_2bit(votes_Q: Int8Array) -> bytes:
+    """The same digits in two bits each, the first in the lowest bits of a byte, padded with 0: quicker to read."""
+    _check(votes_Q)
+    digits = np.zeros((-(-votes_Q.size // 4), 4), np.uint8)
+    digits.reshape(-1)[: votes_Q.size] = votes_Q % 3
+    packed: bytes = (digits << _SHIFTS).sum(axis=1, dtype=np.uint8).tobytes()
+    return packed
+
+
+def unpack_2bit(packed: bytes, count: int) -> Int8Array:
+    """The `count` votes in `packed`, (count,) int8; raises `MessageError` unless `pack_2bit` could have made it."""
+    if count < 0 or len(packed) != -(-count // 4):
+        raise MessageError(f"{len(packed)} bytes cannot hold exactly {count} votes of two bits")
+    digits = (np.frombuffer(packed, np.uint8)[:, None] >> _SHIFTS & 3).reshape(-1)
+    if (digits == 3).any() or digits[count:].any():
+        raise MessageError("two bits of the packed votes are 3, or the padding is not zero")
+    return np.where(digits == 2, -1, digits).astype(np.int8)[:count]
+
+
+def _check(votes_Q: Int8Array) -> None:
+    if votes_Q.dtype != np.int8 or votes_Q.ndim != 1:
+        raise MessageError(f"votes are {votes_Q.dtype} of shape {votes_Q.shape}: give int8 of shape (Q,)")
+    if votes_Q.size and (votes_Q.min() < -1 or votes_Q.max() > 1):
+        raise MessageError("votes must be -1, 0 or +1")
 
 
 def unpack(packed: bytes, count: int) -> Int8Array:

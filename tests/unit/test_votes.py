@@ -4,7 +4,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from es_service.errors import MessageError
-from es_service.votes import pack, packed_size, unpack
+from es_service.votes import pack, pack_2bit, packed_size, unpack, unpack_2bit
 
 VOTES = st.lists(st.integers(-1, 1), max_size=64)
 
@@ -71,3 +71,26 @@ def test_a_writable_array_of_its_own_comes_back():
     first = unpack(b"\x01", 5)
     first[:] = 0
     assert unpack(b"\x01", 5).tolist() == [1, 0, 0, 0, 0]
+
+
+# Two bits a vote.
+
+
+@given(VOTES)
+def test_two_bits_hold_the_same_votes_and_convert_both_ways(votes):
+    array = np.array(votes, np.int8)
+    narrow, wide = pack(array), pack_2bit(array)
+    digits = [{0: 0, 1: 1, -1: 2}[vote] for vote in votes] + [0] * (-len(votes) % 4)
+    assert wide == bytes(sum(digits[i + k] << 2 * k for k in range(4)) for i in range(0, len(digits), 4))
+    assert unpack_2bit(wide, len(votes)).tolist() == votes
+    assert unpack_2bit(wide, len(votes)).dtype == np.int8
+    assert pack(unpack_2bit(wide, len(votes))) == narrow
+    assert pack_2bit(unpack(narrow, len(votes))) == wide
+
+
+@pytest.mark.parametrize(("packed", "count"), [(b"\x03", 4), (b"\x10", 2), (b"\0\0", 4), (b"", 1), (b"\0", -1)])
+def test_what_two_bits_cannot_be_is_refused(packed, count):
+    with pytest.raises(MessageError):
+        unpack_2bit(packed, count)
+    with pytest.raises(MessageError):
+        pack_2bit(np.array([2], np.int8))

@@ -57,7 +57,6 @@ class Judge:
             self._targets = torch.from_numpy(targets_B.astype(np.int64))
             self._seen: list[Any] = []  # the inputs of every linear map
             loss = self._loss(self._weights, self._inputs, self._targets, None, self._seen)
-            self._columns = [seen.T.contiguous() for seen in self._seen]
             return float(loss)
 
     def prepare_derivatives(self) -> None:
@@ -144,26 +143,26 @@ class Judge:
         """What each perturbation adds to the embeddings, if there are any, and to each map: (U, B, O) float32."""
         torch, batch, net = self.torch, len(self._targets), self.net
         sizes = [net.sizes[0]] * bool(net.embedding) + list(net.sizes[1:])
-        made = [torch.zeros((self.chunk, size, batch)) for size in sizes]
+        made = [torch.zeros((self.chunk, batch, size)) for size in sizes]
         unit_N = np.repeat(np.arange(len(found.starts_U1) - 1), np.diff(found.starts_U1))
         for index, places, signs in self._by_tensor(found, slice(None)):
             tensor = self.layout.tensors[index]
             inside = (found.positions_N >= tensor.offset) & (found.positions_N < tensor.offset + tensor.size)
             for unit, place, sign in zip(unit_N[inside].tolist(), places.tolist(), signs.tolist(), strict=True):
                 self._add(made, tensor, unit, place, sign)
-        return [tangent.transpose(1, 2).contiguous() for tangent in made]
+        return made
 
     def _add(self, made: list[Any], tensor: TensorSpec, unit: int, place: int, sign: int) -> None:
         """One non-zero: a weight adds its input to one output, an embedding adds 1 wherever its byte stands."""
         if tensor.name == "emb":
             byte, entry = divmod(place, self.net.embedding)
-            slots_CB = made[0][unit].view(self.net.context, self.net.embedding, -1)[:, entry]
-            slots_CB += sign * (byte == self._inputs.T)
+            slots_BC = made[0][unit].view(-1, self.net.context, self.net.embedding)[:, :, entry]
+            slots_BC += sign * (self._inputs == byte)
             return
         number = int(tensor.name.split(".")[1])
-        row = made[number + bool(self.net.embedding)][unit]
+        outputs_BO = made[number + bool(self.net.embedding)][unit]
         if tensor.kind == "vector":
-            row[place] += sign
+            outputs_BO[:, place] += sign
         else:
             output, column = divmod(place, tensor.shape[1])
-            row[output] += sign * self._columns[number][column]
+            outputs_BO[:, output] += sign * self._seen[number][:, column]
