@@ -13,7 +13,7 @@ dir=$(mktemp -d /tmp/es-up-XXXXXX)
 export PATH="$(dirname "$python"):/usr/sbin:$PATH"
 step() { echo "== $1 ($SECONDS s)"; }
 # The person at the cluster file: this user, with a home directory of its own.
-person() { env HOME="$dir/home" RAY_AUTH_MODE=token RAY_USAGE_STATS_ENABLED=0 RAY_UP_enable_autoscaler_v2=0 "$@"; }
+person() { env HOME="$dir/home" RAY_TMPDIR="$dir" RAY_AUTH_MODE=token RAY_USAGE_STATS_ENABLED=0 RAY_UP_enable_autoscaler_v2=0 "$@"; }
 
 finish() {
   [ -f "$dir/sshd.pid" ] && kill "$(cat "$dir/sshd.pid")" || true
@@ -37,14 +37,17 @@ mkdir -p /run/sshd
 "$(command -v sshd)" -r -f /dev/null -h "$dir/host_key" -o PidFile="$dir/sshd.pid" -o UsePAM=no \
   -o ListenAddress=127.0.0.9 -o ListenAddress=127.0.0.10 -o PasswordAuthentication=no -o MaxStartups=100
 
+echo "export RAY_TMPDIR=/tmp/es-up-ray" >>"$home/.bashrc"  # /tmp/ray may be another user's
+install -d -o "$user" -g "$user" /tmp/es-up-ray
+
 step "the cluster file of the repository, for these addresses"
 work=$dir/work
-mkdir -p "$work/dist" "$work/cluster"
+mkdir -p "$work/dist" "$work/cluster" "$dir/ray"
 cp "$wheel" "$root/constraints.txt" "$root/cluster/setup.sh" "$work/dist/"
 # Both nodes are this machine and share a home: own ports, and no `ray stop`, which would end Ray processes of others.
 sed -e "s/192\.0\.2\.10/127.0.0.9/" -e "s/\[192\.0\.2\.11, 192\.0\.2\.12\]/[127.0.0.10]/" -e "s/_workers: 2/_workers: 1/" \
   -e "s/ubuntu/$user/" -e "/- ray stop/d" -e "s/setup\.sh cuda/setup.sh plot/" \
-  -e "s/--port=6379/--port=6479 --temp-dir=\/tmp\/es-up-ray --dashboard-port=8365 --ray-client-server-port=7479 --object-store-memory=100000000/" \
+  -e "s/--port=6379/--port=6479 --dashboard-port=8365 --ray-client-server-port=7479 --object-store-memory=100000000/" \
   -e "s/RAY_HEAD_IP:6379/RAY_HEAD_IP:6479 --num-cpus=1 --object-store-memory=100000000 --dashboard-agent-listen-port=0/" \
   -e "s#~/.ssh#$dir/home/.ssh#" -e "s/port=8090/port=0/" -e "s/6390/6490/g" "$root/cluster/on-premises.yaml" >"$work/cluster/up.yaml"
 cd "$work"
