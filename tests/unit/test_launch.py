@@ -27,3 +27,20 @@ def test_workers_and_threads_come_from_the_nodes(tiny_config, nodes, deployment,
     changes = {f"deployment__{name}": value for name, value in deployment.items()}
     placed = _placed(tiny_config(**changes), nodes).deployment
     assert (placed.workers, placed.worker.threads) == expected
+
+
+@pytest.mark.parametrize(
+    ("variable", "address"),
+    [(None, None), ("", None), ("10.0.0.4:6379", "10.0.0.4:6379"), ("auto", "auto"), ("http://127.0.0.1:8265", None)],
+)
+def test_a_ray_job_needs_no_address(monkeypatch, variable, address):
+    """Ray sets RAY_ADDRESS in a job; a user may have the URL of the dashboard there."""
+    from es_service.cli import build_parser
+
+    if variable is None:
+        monkeypatch.delenv("RAY_ADDRESS", raising=False)
+    else:
+        monkeypatch.setenv("RAY_ADDRESS", variable)
+    for words in (["train", "egg-smoke"], ["resume", "x"], ["stop", "x"]):
+        assert build_parser().parse_args(words).address == address
+    assert build_parser().parse_args(["train", "egg-smoke", "--address", "here:1"]).address == "here:1"
