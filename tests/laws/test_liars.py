@@ -29,8 +29,8 @@ class Liar(Evaluator):
         super().__init__(*arguments)
         self.number = next(self.numbers)
 
-    def evaluate(self, lease):
-        result = super().evaluate(lease)
+    def evaluate(self, lease, threshold):
+        result = super().evaluate(lease, threshold)
         rng = np.random.default_rng([self.number, lease.generation, lease.first_unit])
         votes_Q = votes.unpack(result.payload, lease.num_units)
         votes_Q = np.where(rng.random(lease.num_units) < self.share, 1 - np.abs(votes_Q), votes_Q).astype(np.int8)
@@ -83,8 +83,9 @@ def test_a_liar_that_no_audit_reaches_leaves_a_journal_that_can_be_replayed(tiny
 
 def test_a_liar_alone_pauses_the_run_and_the_event_names_what_it_touched(audited):
     class LateLiar(Liar):
-        def evaluate(self, lease):
-            return super().evaluate(lease) if lease.generation >= 2 else Evaluator.evaluate(self, lease)
+        def evaluate(self, lease, threshold):
+            what = (lease, threshold)
+            return super().evaluate(*what) if lease.generation >= 2 else Evaluator.evaluate(self, *what)
 
     config = audited()
     with pytest.raises(DivergenceError, match="every worker is quarantined, the last was w0") as raised:
