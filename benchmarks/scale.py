@@ -20,8 +20,9 @@ from collections.abc import Iterator
 from dataclasses import asdict, replace
 from math import inf
 from pathlib import Path
+from typing import Any
 
-from benchmarks.scale_costs import Costs, fsync_seconds, ray_seconds
+from benchmarks.scale_costs import Costs, fsync_seconds, ray_seconds, step_seconds
 from benchmarks.scale_world import Outcome, simulate
 from es_service.config import RunConfig, load
 
@@ -33,27 +34,28 @@ FREE = {
     "head's link": {"link": inf},
     "fsync": {"fsync": 0.0},
     "latency": {"latency": 0.0, "fetch": 0.0},
-    "updates": {"update": 0.0},
+    "updates": {"update": 0.0, "step": 0.0},
     "uneven leases": {"jitter": 0.0},
     "work beside the forward pass": {"host": 0.0},
 }
 """What `bottleneck` makes free, one at a time."""
 
 
-def config_of(workers: int, population: int, text: int, generations: int) -> RunConfig:
+def config_of(workers: int, population: int, text: int, generations: int, **deployment: Any) -> RunConfig:
     """EGG at D = 256, L = 6 on GPUs; each member reads one segment of `text` bytes."""
     config = load("egg-minipile", [f"population={population}", f"segment.bytes={text}"])
     worker = config.deployment.worker.model_copy(update={"num_gpus": 1.0})
-    return config.with_deployment(workers=workers, worker=worker, generations=generations, detach=True)
+    return config.with_deployment(workers=workers, worker=worker, generations=generations, detach=True, **deployment)
 
 
-def run(workers: int, population: int, text: int, costs: Costs, generations: int = 3) -> Outcome:
-    """One simulated run."""
+def run(workers: int, population: int, text: int, costs: Costs, **deployment: Any) -> Outcome:
+    """One simulated run; `deployment` changes fields of it."""
+    generations = 6 if workers <= GOAL_WORKERS else 4
     gc.collect()
     gc.disable()  # the simulator's garbage is not the head's
     try:
         with tempfile.TemporaryDirectory(prefix="scale") as directory:
-            return simulate(config_of(workers, population, text, generations), costs, Path(directory))
+            return simulate(config_of(workers, population, text, generations, **deployment), costs, Path(directory))
     finally:
         gc.enable()
 
@@ -66,11 +68,11 @@ def bottleneck(outcome: Outcome, costs: Costs) -> tuple[str, float]:
     return name, 1 - seconds[name] / outcome.seconds
 
 
-def shortest(population: int, costs: Costs, workers: int = GOAL_WORKERS) -> Outcome:
+def shortest(population: int, costs: Costs, workers: int = GOAL_WORKERS, **deployment: Any) -> Outcome:
     """The run with the shortest text, so the shortest generation, that reaches the goal."""
     text = 64
     while True:
-        outcome = run(workers, population, text, costs)
+        outcome = run(workers, population, text, costs, **deployment)
         if outcome.efficiency >= GOAL:
             return outcome
         lost = outcome.seconds * (1 - outcome.efficiency)
@@ -99,6 +101,7 @@ def measured(arguments: argparse.Namespace) -> Costs:
         call, wait = ray_seconds()
         costs = replace(costs, ray_call=call, wait_ref=wait)
     with tempfile.TemporaryDirectory(prefix="scale", dir=arguments.disk) as directory:
+        costs = replace(costs, step=step_seconds(config_of(1, 1 << 20, 100, 2)))
         costs = replace(costs, fsync=fsync_seconds(config_of(1, 1 << 20, 100, 2), Path(directory)))
     print(f"machine: {platform.machine()}, {os.cpu_count()} cores, {_cpu()}")
     print("costs: " + ", ".join(f"{key} {value:.6g}" for key, value in asdict(costs).items()), flush=True)

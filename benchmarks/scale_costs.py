@@ -17,8 +17,12 @@ import numpy as np
 from es_service import journal
 from es_service.config import RunConfig
 from es_service.journal_writer import JournalWriter
+from es_service.problem import layout_of
+from es_service.updates import apply_step, slices
+from es_service.votes import packed_size
+from es_service.wiring import kernels
 
-__all__ = ["Costs", "fsync_seconds", "ray_seconds"]
+__all__ = ["Costs", "fsync_seconds", "ray_seconds", "step_seconds"]
 
 _MULTIPROCESSORS = 132
 _TILES = (16, 32, 64, 128)
@@ -53,6 +57,8 @@ class Costs:
     """Assumption: seconds that one hop of a broadcast costs beside the bytes."""
     update: float = 1.0
     """Multiple of the predicted seconds of an update."""
+    step: float = 30e-3
+    """Seconds in which a replica applies a step that was made in slices; measured, on a CPU."""
     host: float = 2e-3
     """Assumption: seconds that a worker spends on a lease outside the forward pass (rows, launches, copies)."""
     jitter: float = 0.01
@@ -84,6 +90,18 @@ def fsync_seconds(config: RunConfig, directory: Path, turns: int = 5) -> float:
             writer.append(journal.Commit(generation, units, 0, 0, 0, 0, 0, bytes(-(-units // 5))))
             taken.append(writer.fsync_seconds)
     path.unlink()
+    return statistics.median(taken)
+
+
+def step_seconds(config: RunConfig, turns: int = 3) -> float:
+    """Median CPU seconds of applying a joined step to all parameters here."""
+    layout, ops = layout_of(config), kernels("auto", 1)[0]
+    parameters_P, step = np.zeros(layout.size, np.int8), b"".join(bytes(packed_size(p.size)) for p in slices(layout))
+    taken = []
+    for _ in range(turns):
+        began = time.thread_time()
+        apply_step(ops, layout, parameters_P, step)
+        taken.append(time.thread_time() - began)
     return statistics.median(taken)
 
 

@@ -10,7 +10,7 @@ import heapq
 import random
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -24,10 +24,21 @@ from es_service.config import RunConfig
 from es_service.coordinator import Coordinator
 from es_service.directory import RunDirectory
 from es_service.journal_writer import JournalWriter
-from es_service.messages import LeaseResult, Order, decode, encode
-from es_service.pools import COPIED_BYTES, PoolEvent, Ready, Reply
-from es_service.problem import plan_of, run_id
+from es_service.messages import (
+    Lease,
+    LeaseResult,
+    Message,
+    Order,
+    Restore,
+    SliceOrder,
+    SliceResult,
+    decode,
+    encode,
+)
+from es_service.pools import COPIED_BYTES, HEAD, PoolEvent, Ready, Reply
+from es_service.problem import layout_of, plan_of, run_id
 from es_service.telemetry import Telemetry
+from es_service.updates import slices
 from es_service.votes import packed_size
 
 __all__ = ["Outcome", "simulate"]
@@ -69,7 +80,6 @@ class Clock:
 class _Worker:
     """A replica's generation, and when it has done all that it was sent."""
 
-    pace: float
     replica: int = 0
     free: float = 0.0
 
@@ -107,10 +117,12 @@ class SimulatedPool:
         self._rng = random.Random(seed)
         self._run = run_id(config)
         self._text = config.segment.bytes * config.feeding.passes(config.population)
-        self._workers = {f"worker-{n + 1}": _Worker(1.0) for n in range(config.deployment.workers)}
+        self._layout = layout_of(config)
+        self._parts = slices(self._layout)
+        self._workers = {f"worker-{n + 1}": _Worker() for n in range(config.deployment.workers)}
         self._starts: list[PoolEvent] = [Ready(name, "simulated") for name in self._workers]
-        self._arriving: list[tuple[float, int, str, LeaseResult]] = []
-        self._landed: list[tuple[float, str, bytes]] = []
+        self._workers[HEAD] = _Worker()  # the judge of audits, taken to be as fast
+        self._arriving: list[tuple[float, int, str, bytes]] = []
         self._outstanding = 0
 
     def broadcast(self, data: bytes) -> _Broadcast:
@@ -147,29 +159,40 @@ class SimulatedPool:
         message = decode(data)
         worker = self._workers[name]
         worker.free = max(worker.free, arrival)
-        if not isinstance(message, Order):
-            worker.replica = message.generation  # type: ignore[union-attr]
-            self._outstanding -= 1
-            return
-        for commit in message.commits:
-            if commit.generation == worker.replica:
-                self._update(worker)
-        assert worker.replica == message.lease.generation, "an order without the commits that it needs"
-        lease = message.lease
+        match message:
+            case Order():
+                for commit in message.commits:
+                    if commit.generation == worker.replica:
+                        worker.replica += 1
+                        self._update(worker, 1.0, commit.is_step)
+                assert worker.replica == message.lease.generation, "an order without the commits that it needs"
+                self._answer(name, worker, self._evaluate(worker, message.lease))
+            case SliceOrder():
+                size = self._parts[message.index].size
+                self._update(worker, size / self._layout.size, is_step=False)
+                payload = bytes(packed_size(size))
+                self._answer(name, worker, SliceResult(self._run, message.generation, message.index, payload))
+            case Restore():
+                worker.replica = message.generation
+                self._outstanding -= 1
+
+    def _evaluate(self, worker: _Worker, lease: Lease) -> LeaseResult:
         pace = max(0.9, self._rng.gauss(1.0, self.costs.jitter)) if self.costs.jitter else 1.0
         seconds = pace * self.costs.evaluation(2 * lease.num_units, self._text)
         self.evaluating += seconds
         worker.free += self.costs.host + seconds
-        result = LeaseResult(
+        return LeaseResult(
             self._run, lease, 0, -1, 1, _digest(lease.generation), 2 * lease.num_units * self._text, seconds,
             bytes(packed_size(lease.num_units)),
         )  # fmt: skip
-        heapq.heappush(self._arriving, (worker.free + self.costs.latency, self.results, name, result))
+
+    def _answer(self, name: str, worker: _Worker, message: Message) -> None:
+        heapq.heappush(self._arriving, (worker.free + self.costs.latency, self.results, name, encode(message)))
         self.results += 1
 
-    def _update(self, worker: _Worker) -> None:
-        seconds = self.costs.update_seconds(self.config.population // 2)
-        worker.replica += 1
+    def _update(self, worker: _Worker, share: float, is_step: bool) -> None:
+        """A joined step, or a share of the whole update from votes."""
+        seconds = self.costs.step if is_step else share * self.costs.update_seconds(self.config.population // 2)
         worker.free += seconds
         self.updating += seconds
 
@@ -184,8 +207,7 @@ class SimulatedPool:
             self.clock.now = until
         self.clock.charge(2 * self._outstanding * self.costs.wait_ref)
         while self._arriving and self._next() <= self.clock.now:
-            at, _, name, result = heapq.heappop(self._arriving)
-            data = encode(result)
+            at, _, name, data = heapq.heappop(self._arriving)
             self.traffic.up_free = max(self.traffic.up_free, at) + len(data) / self.costs.link
             self.traffic.bytes_up += len(data)
             self._outstanding -= 1
@@ -209,7 +231,7 @@ class SimulatedAggregator:
     def __init__(self, config: RunConfig, costs: Costs, clock: Clock, committed: Callable[[], None]) -> None:
         self.costs, self.clock, self.committed = costs, clock, committed
         self.canonical = Canonical(0, np.zeros(0, np.int8), _digest(0))
-        self._seconds = costs.update_seconds(config.population // 2)
+        self._seconds = {True: costs.step, False: costs.update_seconds(config.population // 2)}
         self._done: list[tuple[float, Applied]] = []
 
     def submit(self, commit: Any) -> None:
@@ -217,9 +239,9 @@ class SimulatedAggregator:
         self.clock.enter()
         self.committed()
         began = max(self.clock.now, self._done[-1][0] if self._done else 0.0)
-        generation = commit.generation + 1
-        applied = Applied(Canonical(generation, self.canonical.parameters_P, _digest(generation)), 0, self._seconds, {})
-        self._done.append((began + self._seconds, applied))
+        seconds = self._seconds[commit.is_step]
+        canonical = Canonical(commit.generation + 1, self.canonical.parameters_P, _digest(commit.generation + 1))
+        self._done.append((began + seconds, Applied(canonical, 0, seconds, {}, commit.is_step)))
         self.clock.leave()
 
     def take(self, timeout: float = 0.0) -> list[Any]:
@@ -270,7 +292,7 @@ class _Writer:
 
 @dataclass(frozen=True, slots=True)
 class Outcome:
-    """Means over the measured generations; the first one, with its joins, is left out."""
+    """Means over the measured generations; the first two, with joins and the first update, are left out."""
 
     workers: int
     population: int
@@ -294,7 +316,7 @@ class Outcome:
 
 
 def simulate(config: RunConfig, costs: Costs, directory: Path, seed: int = 1) -> Outcome:
-    """Run `config.deployment.generations` (2 or more) generations with its `workers` simulated."""
+    """Run `config.deployment.generations` (3 or more) generations with its `workers` simulated."""
     clock = Clock(costs)
     pool, marks = SimulatedPool(config, costs, clock, seed), []
     aggregator = SimulatedAggregator(config, costs, clock, lambda: marks.append(_totals(clock, pool)))
@@ -302,8 +324,11 @@ def simulate(config: RunConfig, costs: Costs, directory: Path, seed: int = 1) ->
     run.create()
     with JournalWriter.create(run.journal_path, journal.Header(config.spec, _digest(0))) as writer:
         ports: list[Any] = [_Writer(writer, costs, clock), aggregator, _Keeper(), pool]
-        Coordinator(config, run, *ports, Telemetry(config, run, 0, clock), clock=clock).run()
-    return _outcome(config, costs, (marks[-1] - marks[0]) / (len(marks) - 1))
+        coordinator = Coordinator(config, run, *ports, Telemetry(config, run, 0, clock), clock=clock)
+        machine = coordinator.machine
+        machine.policy = replace(machine.policy, audit_secret=b"%d" % seed)  # the same audits in every simulation
+        coordinator.run()
+    return _outcome(config, costs, (marks[-1] - marks[1]) / (len(marks) - 2))
 
 
 def _totals(clock: Clock, pool: SimulatedPool) -> npt.NDArray[np.float64]:

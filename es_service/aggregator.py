@@ -20,6 +20,7 @@ from es_service.algorithms.base import AbstractAlgorithm
 from es_service.messages import Commit
 from es_service.shared import SharedParameters
 from es_service.types import Int8Array, Layout, Ops, TensorKind
+from es_service.updates import apply_commit
 
 __all__ = ["Aggregator", "Applied", "Canonical", "Evaluated", "HeldOut", "saturated_ratios"]
 
@@ -37,13 +38,15 @@ class Canonical:
 class Applied:
     """Made by the aggregator, read by the coordinator: one more generation is canonical.
 
-    `moved` counts weights; `saturated` is the share of the weights of each tensor kind that are -127 or 127.
+    `moved` counts weights; `saturated` is the share of the weights of each tensor kind that are -127 or 127; `is_step`
+    if the update was made in slices elsewhere.
     """
 
     canonical: Canonical
     moved: int
     seconds: float
     saturated: Mapping[TensorKind, float]
+    is_step: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -133,12 +136,12 @@ class Aggregator:
         began = time.perf_counter()
         assert commit.generation == self._canonical.generation, "commits out of order"
         parameters_P = self._canonical.parameters_P.copy()
-        moved = self.algorithm.update(self.ops, parameters_P, commit.generation, commit.threshold, commit.record)
+        moved = apply_commit(self.algorithm, self.ops, self.layout, parameters_P, commit)
         digest = self.ops.digest(self.layout, parameters_P)
         self.shared.publish(commit.generation + 1, parameters_P)
         self._canonical = Canonical(commit.generation + 1, parameters_P, digest)
         seconds = time.perf_counter() - began
-        return Applied(self._canonical, moved, seconds, saturated_ratios(self.layout, parameters_P))
+        return Applied(self._canonical, moved, seconds, saturated_ratios(self.layout, parameters_P), commit.is_step)
 
 
 def saturated_ratios(layout: Layout, parameters_P: Int8Array) -> dict[TensorKind, float]:

@@ -29,6 +29,7 @@ from es_service.messages import (
     Order,
     Restore,
     Share,
+    SliceResult,
     decode,
     encode,
     encode_commit,
@@ -39,6 +40,7 @@ from es_service.problem import algorithm_of, plan_of, run_id
 from es_service.slots import equal
 from es_service.storage import Uploader
 from es_service.telemetry import Status, Telemetry
+from es_service.updater import Updater
 
 __all__ = ["Coordinator"]
 
@@ -96,6 +98,7 @@ class Coordinator:
         plan, start, policy = plan_of(config, pool.wave_pairs), aggregator.canonical, _policy(deployment)
         self.machine = Machine(lambda _: plan, policy, writer.generation, start.generation, start.digest, self._agree)
         self.run_id = run_id(config)
+        self.updater = Updater(config, pool, self._send_parts)
         self.telemetry = telemetry
         self._recent: deque[_Sendable] = deque(maxlen=_KEPT_COMMITS + deployment.max_lag)
         self._replicas: dict[str, int] = {}
@@ -151,12 +154,13 @@ class Coordinator:
             self._on_held_out(0, self.keeper.after(self.aggregator.canonical))
 
     def _turn(self) -> None:
-        busy = self.machine.in_flight > 0
+        busy = self.machine.in_flight > 0 or self.updater.busy
         with self.telemetry.waiting():
             happened = self.pool.poll(self._patience() if busy else 0.0)
         self._handle(events.Tick(self.clock()))
         for event in happened:
             self._on_pool(event)
+        self._on_update()
         with self.telemetry.waiting():
             applied = self.aggregator.take(0.0 if busy else _POLL_SECONDS)
         for news in applied:
@@ -201,6 +205,7 @@ class Coordinator:
             case Gone(worker, reason):
                 self.telemetry.worker_gone(worker, reason)
                 self._replicas.pop(worker, None)
+                self.updater.left(worker)
                 self._handle(events.Left(worker))
                 self.telemetry.fleet(len(self.machine.workers))
             case Reply(worker, data):
@@ -220,15 +225,31 @@ class Coordinator:
                 self.telemetry.answered(worker, message)
                 reason = f"replica at generation {message.replica_generation}"
                 self._handle(events.Fell(worker, message.lease, reason))
+            elif isinstance(message, SliceResult) and message.run == self.run_id:
+                for name in self.updater.answered(worker, message):
+                    self._handle(events.Fell(name, None, f"its slice of update {message.generation} is not others'"))
             else:
-                raise MessageError("not an answer to a lease of this run")
+                raise MessageError("not an answer to an order of this run")
         except MessageError as error:
+            self.updater.left(worker)
             self._handle(events.Fell(worker, None, str(error)))
+
+    def _on_update(self) -> None:
+        """A generation whose update was made in slices is committed when they are joined."""
+        commit = self.updater.take(self._idle(), self.clock()) if self.updater.busy else None
+        if commit is not None:
+            self._publish(commit)
+            self._handle(events.Committed(commit.generation))
+
+    def _idle(self) -> list[str]:
+        return list(self.machine.roster.with_room(current=True, idle=True))
 
     def _on_aggregator(self, news: Applied | Evaluated | BaseException) -> None:
         match news:
             case Applied():
                 self.telemetry.applied(news)
+                if not news.is_step:
+                    self.updater.whole_seconds = news.seconds
                 self._handle(events.Aggregated(news.canonical.generation, news.canonical.digest))
             case Evaluated(generation, held_out):
                 self._on_held_out(generation, held_out)
@@ -252,8 +273,8 @@ class Coordinator:
                 case Judge(lease):
                     self._judge(lease)
                 case Close(number, results):
-                    self._commit(number, results)
-                    commands.extend(self.machine.handle(events.Committed(number)))
+                    if self._commit(number, results):
+                        commands.extend(self.machine.handle(events.Committed(number)))
                 case Notice() as notice:
                     self.telemetry.notice(notice)
                 case Pause(reason):
@@ -265,8 +286,8 @@ class Coordinator:
         """Send a lease, after the commits that the replica lacks; those were made ready for all workers at once."""
         commits = self._commits_for(worker, lease.generation)
         data = encode_order(self.run_id, lease, self._threshold, len(commits))
-        self.telemetry.sent(len(data) + sum(commit.size for commit in commits))
-        self.pool.send(worker, data, [commit.data for commit in commits])
+        size = len(data) + sum(commit.size for commit in commits)
+        self._send_parts(worker, data, [commit.data for commit in commits], size)
         self._replicas[worker] = lease.generation
         self.telemetry.assigned(worker, lease)
 
@@ -304,8 +325,12 @@ class Coordinator:
         self.telemetry.sent(len(data))
         self.pool.send(worker, data)
 
-    def _commit(self, number: int, results: tuple[LeaseResult, ...]) -> None:
-        """Votes durable first; only then does anybody act on them."""
+    def _send_parts(self, worker: str, data: bytes, parts: Sequence[Any], size: int) -> None:
+        self.telemetry.sent(size)
+        self.pool.send(worker, data, parts)
+
+    def _commit(self, number: int, results: tuple[LeaseResult, ...]) -> bool:
+        """Votes durable first; only then does anybody act on them. False while slices of the update are made."""
         record = journal.Commit(
             generation=number,
             units=self.algorithm.units,
@@ -321,12 +346,19 @@ class Coordinator:
         self._history.append(Past(record.units, record.threshold, *sums))
         self._threshold = self.algorithm.threshold(number + 1, self._history)
         commit = Commit(number, record.threshold, record.record)
-        data = encode_commit(commit)
-        self._recent.append(_Sendable(number, len(data), self.pool.broadcast(data)))
-        self.aggregator.submit(commit)
+        sliced = self.updater.begin(commit, self._idle(), self.clock())
+        if not sliced:
+            self._publish(commit)
         votes_Q = self.algorithm.votes(record.record)
         model_bytes = sum(result.model_bytes for result in results)
         self.telemetry.committed(record, votes_Q, model_bytes, self.writer.bytes, self.writer.fsync_seconds)
         limit = self.config.deployment.time_limit_seconds
         if limit is not None and self.clock() - self._began > limit:
             self.stop("time limit")
+        return not sliced
+
+    def _publish(self, commit: Commit) -> None:
+        """To the replicas, with their next leases, and to the canonical parameters."""
+        data = encode_commit(commit)
+        self._recent.append(_Sendable(commit.generation, len(data), self.pool.broadcast(data)))
+        self.aggregator.submit(commit)

@@ -14,8 +14,21 @@ from typing import Any, ClassVar
 from es_service.errors import MessageError
 
 __all__ = [
-    "Behind", "Commit", "Lease", "LeaseResult", "Message", "Order", "Restore", "Share", "decode", "encode",
-    "encode_commit", "encode_order",
+    "Behind",
+    "Commit",
+    "Lease",
+    "LeaseResult",
+    "Message",
+    "Order",
+    "Restore",
+    "Share",
+    "SliceOrder",
+    "SliceResult",
+    "decode",
+    "encode",
+    "encode_commit",
+    "encode_order",
+    "encode_slice_order",
 ]  # fmt: skip
 
 MAX_MESSAGE_BYTES = 1 << 31
@@ -24,7 +37,7 @@ MAX_COMMITS = 256
 _BLOB = struct.Struct("<I")
 _LEASE = struct.Struct("<QIII")
 _THRESHOLD = struct.Struct("<i")
-_COMMIT = struct.Struct("<QiI")
+_COMMIT = struct.Struct("<QiBI")
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,11 +52,15 @@ class Lease:
 
 @dataclass(frozen=True, slots=True)
 class Commit:
-    """What a replica needs to go from `generation` to the next. Made by the head."""
+    """What a replica needs to go from `generation` to the next. Made by the head.
+
+    `record` holds the votes or, if it `is_step`, what they come to (`es_service.updates`): both give the same bits.
+    """
 
     generation: int
     threshold: int
     record: bytes
+    is_step: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -110,8 +127,33 @@ class Behind:
     replica_generation: int
 
 
-Message = Order | Restore | LeaseResult | Behind | Share
-_TYPES: dict[int, type[Message]] = {1: Order, 2: Restore, 3: LeaseResult, 4: Behind, 5: Share}
+@dataclass(frozen=True, slots=True)
+class SliceOrder:
+    """Head to worker: make one slice of the update of `generation` from its votes (`es_service.updates`)."""
+
+    HEAD: ClassVar[struct.Struct] = struct.Struct("<QQIiI")
+    run: int
+    generation: int
+    index: int
+    threshold: int
+    record: bytes
+
+
+@dataclass(frozen=True, slots=True)
+class SliceResult:
+    """Worker to head: the packed moves of one slice."""
+
+    HEAD: ClassVar[struct.Struct] = struct.Struct("<QQI")
+    run: int
+    generation: int
+    index: int
+    payload: bytes
+
+
+Message = Order | Restore | LeaseResult | Behind | Share | SliceOrder | SliceResult
+_TYPES: dict[int, type[Message]] = {
+    1: Order, 2: Restore, 3: LeaseResult, 4: Behind, 5: Share, 6: SliceOrder, 7: SliceResult,
+}  # fmt: skip
 
 
 def _lease_fields(lease: Lease) -> tuple[int, int, int, int]:
@@ -126,7 +168,12 @@ def encode_order(run: int, lease: Lease, threshold: int, commits: int) -> bytes:
 
 def encode_commit(commit: Commit) -> bytes:
     """One commit as it stands in an `Order`: the same bytes for every worker."""
-    return _COMMIT.pack(commit.generation, commit.threshold, len(commit.record)) + commit.record
+    return _COMMIT.pack(commit.generation, commit.threshold, commit.is_step, len(commit.record)) + commit.record
+
+
+def encode_slice_order(run: int, generation: int, index: int, threshold: int, size: int) -> bytes:
+    """The beginning of a `SliceOrder`, up to its record of `size` bytes."""
+    return b"\6" + SliceOrder.HEAD.pack(run, generation, index, threshold, size)
 
 
 def encode(message: Message) -> bytes:
@@ -144,6 +191,10 @@ def encode(message: Message) -> bytes:
             sums = (m.score_sum, m.score_min, m.score_max, m.digest, m.model_bytes, m.seconds)
             head = LeaseResult.HEAD.pack(m.run, *_lease_fields(m.lease), *sums)
             return b"\3" + head + _BLOB.pack(len(m.payload)) + m.payload
+        case SliceOrder(run, generation, index, threshold, record):
+            return encode_slice_order(run, generation, index, threshold, len(record)) + record
+        case SliceResult(run, generation, index, payload):
+            return b"\7" + SliceResult.HEAD.pack(run, generation, index) + _BLOB.pack(len(payload)) + payload
         case Behind(run, lease, replica_generation):
             return b"\4" + Behind.HEAD.pack(run, *_lease_fields(lease), replica_generation)
 
@@ -169,6 +220,12 @@ def decode(data: bytes) -> Message:
         message = reader.result()
     elif kind is Share:
         message = reader.share()
+    elif kind is SliceOrder:
+        run, generation, place, threshold, size = reader.take(SliceOrder.HEAD)
+        message = SliceOrder(run, generation, place, threshold, reader.raw(size))
+    elif kind is SliceResult:
+        run, generation, place = reader.take(SliceResult.HEAD)
+        message = SliceResult(run, generation, place, reader.blob())
     else:
         run, generation, first, units, attempt, replica = reader.take(Behind.HEAD)
         message = Behind(run, Lease(generation, first, units, attempt), replica)
@@ -202,8 +259,10 @@ class _Reader:
             raise MessageError(f"{count} commits in one order; the limit is {MAX_COMMITS}")
         commits = []
         for _ in range(count):
-            generation, threshold, size = self.take(_COMMIT)
-            commits.append(Commit(generation, threshold, self.raw(size)))
+            generation, threshold, is_step, size = self.take(_COMMIT)
+            if is_step > 1:
+                raise MessageError(f"a commit is of votes (0) or a step (1), not {is_step}")
+            commits.append(Commit(generation, threshold, self.raw(size), bool(is_step)))
         return tuple(commits)
 
     def result(self) -> LeaseResult:

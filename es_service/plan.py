@@ -17,15 +17,18 @@ class Plan:
     lease_units: int
 
     @classmethod
-    def of(cls, units: int, lease_units: int = 0, workers: int = 0, wave: int = 0, tile: int = 80) -> Plan:
+    def of(
+        cls, units: int, lease_units: int = 0, workers: int = 0, wave: int = 0, tile: int = 80, spare: int = 0
+    ) -> Plan:
         """With lease_units = 0, multiples of `tile`, so many that each of `workers` (0: unknown) gets some.
 
         One worker gets two leases, so that it has work while the head takes in a result; several get four each, so that
         none waits long for the slowest. With a `wave`, the units that fill one worker's device once: leases of a wave,
-        as smaller ones leave a part of the device idle, unless that would leave workers without any.
+        as smaller ones leave a part of the device idle, unless that would leave workers without any
+        but the `spare` ones, which are for leases that two evaluate.
         """
         if not lease_units and wave:
-            share = -(-units // workers) if workers else units
+            share = -(-units // (workers - min(spare, workers - 1))) if workers else units
             lease_units = max(5, min(wave // 5, -(-share // 5)) * 5)
         if not lease_units:
             leases = 2 if workers == 1 else 4 * max(1, workers)

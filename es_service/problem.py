@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from math import sqrt
+
 from es_service.algorithms.base import AbstractAlgorithm
 from es_service.algorithms.eggroll import Eggroll, EggrollConfig
 from es_service.algorithms.noise_step import NoiseStep
@@ -125,12 +127,14 @@ def plan_of(config: RunConfig, wave_pairs: int = 0) -> Plan:
     """The cut of every generation into leases. `wave_pairs` is what the pool says of its workers' devices."""
     deployment, algorithm = config.deployment, algorithm_of(config)
     wave = wave_pairs or (_H100_WAVE if deployment.worker.num_gpus else 0)
+    twice = deployment.workers * deployment.audit_share
     return Plan.of(
         algorithm.units,
         deployment.lease_pairs,
         deployment.workers,
         wave=wave if is_egg(config) else 0,
         tile=algorithm.tile,
+        spare=int(twice + 2 * sqrt(twice)),  # workers for leases that are evaluated twice, two deviations' worth
     )
 
 

@@ -47,12 +47,12 @@ class Roster:
             (load, faulty, shares): {} for load in range(depth) for faulty in (False, True) for shares in (False, True)
         }
         self._shelf_of: dict[str, tuple[int, bool, bool]] = {}
-        self._active = 0
+        self._states: Counter[State] = Counter()
 
     @property
     def active(self) -> int:
         """Workers that may be given leases."""
-        return self._active
+        return self._states[State.ACTIVE]
 
     def is_active(self, name: str) -> bool:
         """Whether a worker of this name is here and may be given leases."""
@@ -65,23 +65,23 @@ class Roster:
     @property
     def all_quarantined(self) -> bool:
         """Whether there are workers, and none that is not quarantined."""
-        return bool(self.workers) and all(map(self.is_quarantined, self.workers))
+        return 0 < len(self.workers) == self._states[State.QUARANTINED]
 
     def states(self) -> Counter[str]:
         """How many workers are in each state."""
-        return Counter(worker.state.value for worker in self.workers.values())
+        return Counter({state.value: count for state, count in self._states.items() if count})
 
     def add(self, name: str, worker: Worker) -> None:
         """Put in a worker that holds nothing."""
         self.workers[name] = worker
-        self._active += worker.state is State.ACTIVE
+        self._states[worker.state] += 1
         self._shelve(name)
 
     def remove(self, name: str) -> Worker | None:
         """Take a worker out; what it held is in the answer."""
         worker = self.workers.pop(name, None)
         if worker is not None:
-            self._active -= worker.state is State.ACTIVE
+            self._states[worker.state] -= 1
             self.in_flight -= len(worker.leases)
             self._unshelve(name)
         return worker
@@ -91,7 +91,8 @@ class Roster:
         worker = self.workers.get(name)
         if worker is None:
             return
-        self._active += (state is State.ACTIVE) - (worker.state is State.ACTIVE)
+        self._states[worker.state] -= 1
+        self._states[state] += 1
         worker.state = state
         self._shelve(name)
 

@@ -11,7 +11,9 @@ import numpy as np
 from es_service.errors import MessageError
 from es_service.types import Int8Array, Int32Array
 
-__all__ = ["VOTES_PER_BYTE", "from_scores", "pack", "pack_2bit", "packed_size", "unpack", "unpack_2bit"]
+__all__ = [
+    "VOTES_PER_BYTE", "check", "from_scores", "pack", "pack_2bit", "packed_size", "unpack", "unpack_2bit",
+]  # fmt: skip
 
 VOTES_PER_BYTE = 5
 _WEIGHTS = np.array([1, 3, 9, 27, 81], np.uint8)
@@ -76,14 +78,18 @@ def _check(votes_Q: Int8Array) -> None:
         raise MessageError("votes must be -1, 0 or +1")
 
 
-def unpack(packed: bytes, count: int) -> Int8Array:
-    """Return the `count` votes in `packed`, (count,) int8; raise `MessageError` unless `pack` could have made it."""
+def check(packed: bytes, count: int) -> None:
+    """Raise `MessageError` unless `pack` could have made these bytes from `count` votes."""
     if count < 0 or len(packed) != packed_size(count):
         raise MessageError(f"{len(packed)} bytes cannot hold exactly {count} votes, which take {packed_size(count)}")
     bytes_B = np.frombuffer(packed, np.uint8)
     if count and bytes_B.max() >= _END:
         raise MessageError(f"byte {int(np.argmax(bytes_B >= _END))} of the packed votes is {_END} or more")
-    votes = _TABLE[bytes_B].reshape(-1)
-    if votes[count:].any():
+    if count and _TABLE[packed[-1]][count - VOTES_PER_BYTE * (len(packed) - 1) :].any():
         raise MessageError(f"the padding after {count} packed votes is not zero")
-    return votes[:count]
+
+
+def unpack(packed: bytes, count: int) -> Int8Array:
+    """Return the `count` votes in `packed`, (count,) int8; raise `MessageError` unless `pack` could have made it."""
+    check(packed, count)
+    return _TABLE[np.frombuffer(packed, np.uint8)].reshape(-1)[:count]

@@ -7,12 +7,27 @@ from pathlib import Path
 
 import numpy as np
 
+from es_service import votes
 from es_service.config import RunConfig
 from es_service.errors import DivergenceError, MessageError
-from es_service.messages import Behind, Commit, Lease, LeaseResult, Message, Order, Restore, Share, decode, encode
+from es_service.messages import (
+    Behind,
+    Commit,
+    Lease,
+    LeaseResult,
+    Message,
+    Order,
+    Restore,
+    Share,
+    SliceOrder,
+    SliceResult,
+    decode,
+    encode,
+)
 from es_service.problem import algorithm_of, initial_parameters, layout_of, run_id
 from es_service.shared import read_shared
 from es_service.types import Int8Array, Ops, UInt8Array
+from es_service.updates import apply_commit, slices
 from workers.tasks import task_of
 
 __all__ = ["Evaluator"]
@@ -40,6 +55,8 @@ class Evaluator:
         match message:
             case Order():
                 return encode(self.work(message))
+            case SliceOrder():
+                return encode(self.slice(message))
             case Restore():
                 self.restore(message)
             case Share():
@@ -84,10 +101,20 @@ class Evaluator:
             return Behind(self.run, order.lease, self.generation)
         return self.evaluate(order.lease, order.threshold)
 
+    def slice(self, order: SliceOrder) -> SliceResult:
+        """Some tensors' part of an update. It follows from the votes: the replica is not looked at."""
+        parts = slices(self.layout)
+        algorithm = self.algorithm.of_tensors(parts[order.index]) if order.index < len(parts) else None
+        if algorithm is None:
+            raise MessageError(f"slice {order.index} of an update that has no such slice")
+        moves = np.zeros(parts[order.index].size, np.int8)
+        algorithm.update(self.ops, moves, order.generation, order.threshold, order.record)
+        return SliceResult(self.run, order.generation, order.index, votes.pack(moves))
+
     def advance(self, commit: Commit) -> None:
         """Go from one generation to the next."""
         assert self._parameters_P is not None
-        self.algorithm.update(self.ops, self._parameters_P, commit.generation, commit.threshold, commit.record)
+        apply_commit(self.algorithm, self.ops, self.layout, self._parameters_P, commit)
         digest = self.ops.digest(self.layout, self._parameters_P)
         self._take(self._parameters_P, commit.generation + 1, digest)
 

@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy.typing as npt
 
-from es_service.types import Int8Array, NoiseAddress, Ops, Part
+from es_service.types import Int8Array, Layout, NoiseAddress, Ops, Part
 
 __all__ = ["AbstractAlgorithm", "Past"]
 
@@ -73,6 +73,13 @@ class AbstractAlgorithm(ABC):
     @abstractmethod
     def update(self, ops: Ops, parameters_P: Int8Array, generation: int, threshold: int, record: bytes) -> int:
         """Apply a record to the parameters in place; how many weights moved."""
+
+    def of_tensors(self, layout: Layout) -> AbstractAlgorithm | None:  # noqa: ARG002
+        """The same rule for a model of some of the tensors, whose updates must not depend on the others; None: no such.
+
+        `layout` keeps their indices, and so their noise.
+        """
+        return None
 
     @abstractmethod
     def update_part(

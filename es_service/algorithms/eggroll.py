@@ -83,7 +83,7 @@ class Eggroll(AbstractAlgorithm):
 
     def check(self, payload: bytes, units: int) -> None:
         """Packed votes of exactly this many pairs."""
-        votes.unpack(payload, units)
+        votes.check(payload, units)
 
     def close(self, payloads: Sequence[bytes]) -> bytes:
         """Lease payloads join as they are; only the last may end within a byte."""
@@ -104,6 +104,10 @@ class Eggroll(AbstractAlgorithm):
             self._least(generation, threshold),
             parameters_P,
         )
+
+    def of_tensors(self, layout: Layout) -> Eggroll:
+        """Tensors do not depend on each other."""
+        return Eggroll(self.config, layout, 2 * self.units, self.seed)
 
     def update_part(
         self, ops: Ops, part: Part, values_N: Int8Array, generation: int, threshold: int, record: bytes

@@ -82,7 +82,7 @@ def test_the_journal_is_the_same_for_any_number_of_workers(make_config, ray_addr
         assert run(make_config(workers=workers), f"workers-{workers}", ray_address) == undisturbed
 
 
-def test_commits_that_go_through_the_object_store(make_config, ray_address, undisturbed, monkeypatch):
+def test_slices_and_commits_that_go_through_the_object_store(make_config, ray_address, undisturbed, monkeypatch):
     """As those of a large population do: one object, from which every node takes a copy."""
     make_ray_pool = launch_module.make_ray_pool
 
@@ -104,7 +104,7 @@ def test_commits_that_go_through_the_object_store(make_config, ray_address, undi
         return pool
 
     monkeypatch.setattr(launch_module, "make_ray_pool", make)
-    assert run(make_config(workers=3), "objects", ray_address) == undisturbed
+    assert run(make_config(workers=3, sliced_updates="always"), "objects", ray_address) == undisturbed
 
 
 def test_the_cuda_kernels_on_a_gpu_worker_make_the_reference_journal(ray_address, tmp_path, monkeypatch):

@@ -9,6 +9,8 @@ import signal
 import subprocess
 import sys
 import time
+from collections import Counter
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
@@ -268,3 +270,55 @@ def test_sigkill_at_any_time(tiny_config):
         assert whole.journal.startswith(found[: scan(path).valid_bytes]) or scan(path).close
     subprocess.run([sys.executable, str(SCRIPT), str(config_path), name], env=environment, check=True)
     assert path.read_bytes() == whole.journal
+
+
+# Updates in slices.
+
+
+def always(config, **changes):
+    return deployed(config, sliced_updates="always", **changes)
+
+
+def steps_of(coordinator, counts):
+    """Count commits of both kinds."""
+    publish = coordinator._publish
+
+    def counted(commit):
+        counts[commit.is_step] += 1
+        publish(commit)
+
+    coordinator._publish = counted
+
+
+@pytest.mark.parametrize("name", ["plain", "uneven", "rank", "sign_noise", "reused_noise"])
+def test_slices_do_not_matter(tiny_config, undisturbed, name):
+    counts: Counter[bool] = Counter()
+    config = always(spec_config(tiny_config, name), max_lag=1)
+    same(train(config, local(3), prepare=lambda c: steps_of(c, counts)), undisturbed(name))
+    assert counts == {True: 5}
+    same(train(config, local(2, shares=True)), undisturbed(name))
+    same(train(config, local(1)), undisturbed(name))
+
+
+@pytest.mark.parametrize("seed", range(8))
+def test_slices_do_not_matter_where_workers_die_lag_and_repeat_themselves(tiny_config, undisturbed, seed):
+    counts: Counter[bool] = Counter()
+
+    def prepare(coordinator):
+        hasty(coordinator)
+        steps_of(coordinator, counts)
+
+    config = always(tiny_config(), max_lag=seed % 3, lease_timeout_seconds=5.0)
+    same(train(config, chaos(seed), prepare=prepare), undisturbed("plain"))
+    assert counts.total() == 5
+
+
+def test_a_liar_about_a_slice_is_outvoted(tiny_config, undisturbed):
+    def lie(coordinator):
+        evaluator = coordinator.pool._evaluators["w0"]
+        honest = evaluator.slice
+        evaluator.slice = lambda order: replace(honest(order), payload=bytes(len(honest(order).payload)))
+
+    run = train(always(tiny_config()), local(3), prepare=lie)
+    same(run, undisturbed("plain"))
+    assert run.events["malformed"] > 0

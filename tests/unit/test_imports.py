@@ -19,7 +19,7 @@ RAY = {"es_service/head.py", "es_service/launch.py", "workers/actor.py", "worker
 IMPORTS_WORKERS = {"es_service/launch.py", "es_service/cli.py"}
 OPEN_TO_WORKERS = {
     "build", "messages", "noise", "votes", "config", "errors", "types", "algorithms", "data", "models", "problem",
-    "plan", "pools", "shared", "metrics", "ternary",
+    "plan", "pools", "shared", "metrics", "ternary", "updates",
 }  # fmt: skip
 HEAVY = {
     "cupy": "workers/ops/cuda", "torch": "workers", "datasets": "es_service/data", "matplotlib": "es_service/commands",

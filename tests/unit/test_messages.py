@@ -11,7 +11,20 @@ from hypothesis import strategies as st
 
 from es_service import messages
 from es_service.errors import MessageError
-from es_service.messages import MAX_COMMITS, Behind, Commit, Lease, LeaseResult, Order, Restore, Share, decode, encode
+from es_service.messages import (
+    MAX_COMMITS,
+    Behind,
+    Commit,
+    Lease,
+    LeaseResult,
+    Order,
+    Restore,
+    Share,
+    SliceOrder,
+    SliceResult,
+    decode,
+    encode,
+)
 
 U64, U32 = st.integers(0, (1 << 64) - 1), st.integers(0, (1 << 32) - 1)
 I64, I32 = st.integers(-(1 << 63), (1 << 63) - 1), st.integers(-(1 << 31), (1 << 31) - 1)
@@ -23,12 +36,15 @@ RESULTS = st.builds(
     ),
     U64, LEASES, I64, st.tuples(I32, I32), U64, U64, st.floats(0, 1e9), BLOB,
 )  # fmt: skip
+COMMITS = st.builds(Commit, U64, I32, BLOB, st.booleans())
 MESSAGES = st.one_of(
-    st.builds(Order, U64, LEASES, I32, st.lists(st.builds(Commit, U64, I32, BLOB), max_size=4).map(tuple)),
+    st.builds(Order, U64, LEASES, I32, st.lists(COMMITS, max_size=4).map(tuple)),
     st.builds(Restore, U64, U64, U64, BLOB),
     RESULTS,
     st.builds(Share, U64, U64, U64, st.text(st.characters(codec="utf-8"), max_size=20)),
     st.builds(Behind, U64, LEASES, I64),
+    st.builds(SliceOrder, U64, U64, U32, I32, BLOB),
+    st.builds(SliceResult, U64, U64, U32, BLOB),
 )
 RESULT = LeaseResult(1, Lease(2, 5, 5, 0), -100, -90, -10, 7, 1000, 0.5, b"\1")
 
@@ -49,7 +65,7 @@ def test_cut_and_longer_messages_are_refused(message, data):
             decode(bad)
 
 
-@given(st.integers(1, 5), st.binary(max_size=200))
+@given(st.integers(1, 7), st.binary(max_size=200))
 @settings(max_examples=300)
 def test_noise_is_refused_or_is_a_message(kind, noise):
     data = bytes([kind]) + noise
@@ -60,7 +76,7 @@ def test_noise_is_refused_or_is_a_message(kind, noise):
     assert encode(message) == data
 
 
-@pytest.mark.parametrize("kind", [0, 6, 80, 255])
+@pytest.mark.parametrize("kind", [0, 8, 80, 255])
 def test_unknown_types_are_refused(kind):
     with pytest.raises(MessageError, match=f"unknown message type {kind}"):
         decode(bytes([kind]) + encode(RESULT)[1:])

@@ -11,14 +11,19 @@ from benchmarks import scale
 from benchmarks.scale_costs import Costs
 
 FREE = Costs(
-    head_cpu=0.0, ray_call=0.0, fsync=0.0, latency=0.0, link=inf, fetch=0.0, update=0.0, host=0.0, jitter=0.0
+    head_cpu=0.0, ray_call=0.0, fsync=0.0, latency=0.0, link=inf, fetch=0.0, update=0.0, step=0.0, host=0.0, jitter=0.0
 )  # fmt: skip
 SMALL = (4, 1 << 18, 100)
 """Workers, population, bytes: 16 leases of one wave each."""
 
 
+def quiet(costs):
+    """Without audits, which keep a worker waiting now and then."""
+    return scale.run(*SMALL, costs, audit_share=0.0)
+
+
 def test_workers_that_wait_for_nothing_only_evaluate():
-    outcome = scale.run(*SMALL, FREE)
+    outcome = quiet(FREE)
     assert outcome.efficiency == pytest.approx(1.0)
     assert outcome.seconds == pytest.approx(4 * FREE.evaluation(2 * 8445, 100), rel=0.05)
     assert outcome.results == pytest.approx(16 / outcome.seconds)
@@ -26,16 +31,16 @@ def test_workers_that_wait_for_nothing_only_evaluate():
 
 
 def test_what_is_charged_makes_a_generation_longer_by_as_much():
-    free = scale.run(*SMALL, FREE).seconds
-    assert scale.run(*SMALL, replace(FREE, fsync=0.5)).seconds == pytest.approx(free + 0.5)
-    updated = scale.run(*SMALL, replace(FREE, update=3.0))
+    free = quiet(FREE).seconds
+    assert quiet(replace(FREE, fsync=0.5)).seconds == pytest.approx(free + 0.5)
+    updated = quiet(replace(FREE, update=3.0))
     assert updated.seconds == pytest.approx(free + 3 * 0.016, rel=1e-3)
     assert updated.update == pytest.approx(3 * 0.016 / updated.seconds, rel=1e-3)
-    assert scale.run(*SMALL, replace(FREE, latency=0.01)).seconds > free + 0.02 - 1e-6
+    assert quiet(replace(FREE, latency=0.01)).seconds > free + 0.02 - 1e-6
 
 
 def test_the_head_is_charged_its_own_cpu_seconds():
-    twice, more = scale.run(*SMALL, replace(FREE, head_cpu=2.0)), scale.run(*SMALL, replace(FREE, head_cpu=200.0))
+    twice, more = quiet(replace(FREE, head_cpu=2.0)), quiet(replace(FREE, head_cpu=200.0))
     assert 0 < twice.head_busy < 0.5 < more.head_busy
 
 
@@ -51,7 +56,7 @@ def test_the_bottleneck_has_a_name(change, name):
 
 def test_the_shortest_generation_that_reaches_the_goal():
     costs = replace(FREE, fsync=0.1)
-    outcome = scale.shortest(1 << 18, costs, workers=4)
+    outcome = scale.shortest(1 << 18, costs, workers=4, audit_share=0.0)
     assert 0.9 <= outcome.efficiency < 0.905
     assert outcome.seconds == pytest.approx(1.0, rel=0.05)
 
@@ -62,3 +67,12 @@ def test_the_command(monkeypatch, capsys, tmp_path):
     lines = capsys.readouterr().out.splitlines()
     assert lines[0].startswith("machine: ")
     assert lines[-1].startswith("| 2 | 262,144 | 1,000 | 16 |")
+
+
+def test_slices_shorten_long_updates_and_steps_are_as_long_as_the_model():
+    costs = replace(FREE, update=100.0)
+    whole = scale.run(64, 1 << 18, 100, costs, audit_share=0.0, sliced_updates="never")
+    sliced = scale.run(64, 1 << 18, 100, costs, audit_share=0.0)
+    assert whole.seconds == pytest.approx(1.6 + FREE.evaluation(2 * 2048, 100), rel=0.01)
+    assert sliced.seconds < whole.seconds / 10
+    assert sliced.down > 4.87e6 / 5 / sliced.seconds
