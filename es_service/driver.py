@@ -45,7 +45,7 @@ def figures(status: Status) -> str:
     """The numbers of a status in one line."""
     parts = [f"generation {status.generation}/{status.goal}"]
     if status.bits_per_byte is not None:
-        parts.append(f"{status.bits_per_byte:.3f} bits/byte")
+        parts.append(f"{status.bits_per_byte:.3f} {status.unit}")
     if status.held_out is not None:
         parts.append(f"held-out {status.held_out:.3f}")
     if status.accuracy is not None:

@@ -22,7 +22,7 @@ from es_service.exporter import Exporter
 from es_service.generation import Machine
 from es_service.messages import Behind, Lease, LeaseResult
 from es_service.metrics import BASELINES, LEASE_EVENTS, SIGNS, WORKER_STATES, Metrics
-from es_service.problem import algorithm_of, layout_of, scored, training_score
+from es_service.problem import algorithm_of, figure_of, layout_of, scored, training_score
 from es_service.types import Int8Array
 from es_service.worker_table import WorkerTable
 
@@ -41,6 +41,7 @@ class Status:
     held_out: float | None = None
     held_out_generation: int | None = None
     accuracy: float | None = None
+    unit: str = "bits/byte"
     bytes_per_second: float | None = None
     bits_per_member: float | None = None
     wire_bits_per_member: float | None = None
@@ -61,7 +62,7 @@ class Telemetry:
         self.directory = directory
         self.clock = clock
         self.metrics = Metrics()
-        self.status = Status("running", generation, config.deployment.generations, 0)
+        self.status = Status("running", generation, config.deployment.generations, 0, unit=figure_of(config))
         self._exporter: Exporter | None = None
         self._size = layout_of(config).size
         self._table = WorkerTable(directory.workers_path, clock)

@@ -19,6 +19,7 @@ from es_service.data import Baselines
 from es_service.directory import RunDirectory
 from es_service.errors import ConfigError
 from es_service.page.board import Board, Seen
+from es_service.problem import batch_of, is_egg
 from es_service.tail import Facts
 
 __all__ = ["DEFAULT_PORT", "Page", "about_of"]
@@ -118,11 +119,12 @@ class Page:
 
 def about_of(config: RunConfig, name: str) -> dict[str, Any]:
     """What the page says of a config: words, no paths and no addresses."""
-    model, segment = config.model, config.segment
+    model = config.model
+    scored = f"{config.segment.bytes} bytes a segment" if is_egg(config) else f"batches of {batch_of(config):,}"
     words = [
         f"{model.kind.upper()}, {model.layers} layer{'' if model.layers == 1 else 's'}, {model.width} wide",
         f"population {config.population:,}",
-        f"{segment.bytes} bytes a segment",
+        scored,
         f"{config.data.kind} corpus",
         f"seed {config.seed}",
     ]

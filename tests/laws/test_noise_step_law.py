@@ -10,8 +10,10 @@ from harness import chaos, deployed, hasty, local, train
 
 from es_service.config import load, resolve
 from es_service.data.examples import batch_indices
+from es_service.driver import figures
 from es_service.errors import ConfigError
 from es_service.models.ternary_net import judge
+from es_service.page.server import about_of
 from es_service.problem import algorithm_of, initial_parameters, layout_of, net_of
 from es_service.replay import Replay
 from es_service.session import with_corpus
@@ -42,7 +44,7 @@ def small(tmp_path_factory, corpus_dir):
                 "feeding": {"kind": "batch", "size": 50},
                 "deployment": {
                     "runs_dir": runs_dir, "generations": 6, "lease_pairs": 5, "evaluate_every": 3,
-                    "evaluation_rows": 20, "evaluation_bytes": 7, "keyframe_every": 2, "detach": True,
+                    "evaluation_rows": 20, "evaluation_bytes": 7, "keyframe_every": 2, "detach": True, "audit_share": 0,
                 },
             }
         )  # fmt: skip
@@ -233,3 +235,22 @@ def test_the_digits_preset_learns(tmp_path):
     assert rows[0]["accuracy"] < 0.2
     assert rows[-1]["accuracy"] > 0.3
     assert rows[-1]["bits_per_byte"] < rows[0]["bits_per_byte"] / 4
+
+
+def test_what_is_shown_speaks_of_batches_labels_and_accuracy(small):
+    shown = []
+
+    def keep(coordinator):
+        committed = coordinator.telemetry.committed
+
+        def told(*arguments):
+            committed(*arguments)
+            shown.append(figures(coordinator.heartbeat()))
+
+        coordinator.telemetry.committed = told
+
+    train(small(), prepare=keep)
+    assert "bits/label" in shown[-1]
+    assert "accuracy" in shown[-1]
+    assert "bits/byte" not in shown[-1]
+    assert "batches of 50" in about_of(small(), "x")["words"]
