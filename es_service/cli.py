@@ -148,6 +148,15 @@ def _training(commands: Commands[argparse.ArgumentParser]) -> None:
     _with_deployment(resume)
 
 
+def _with_head_address(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--address",
+        metavar="HOST:PORT",
+        default=_ray_address(),
+        help="Ray cluster that the run is on, if not this machine (default: $RAY_ADDRESS)",
+    )
+
+
 def _ending(commands: Commands[argparse.ArgumentParser]) -> None:
     stop = _command(
         commands,
@@ -156,12 +165,17 @@ def _ending(commands: Commands[argparse.ArgumentParser]) -> None:
         "stop egg-laptop-1\nstop egg-minipile-1 --address 10.0.0.4:6379",
     )
     _with_run(stop)
-    stop.add_argument(
-        "--address",
-        metavar="HOST:PORT",
-        default=_ray_address(),
-        help="Ray cluster that the run is on, if not this machine (default: $RAY_ADDRESS)",
+    _with_head_address(stop)
+
+    scale = _command(
+        commands,
+        "scale",
+        "change the number of workers of a run under way",
+        "scale egg-laptop-1 --workers 2\nscale egg-minipile-1 --workers 64 --address 10.0.0.4:6379",
     )
+    _with_run(scale)
+    scale.add_argument("--workers", type=int, required=True, metavar="N", help="workers to keep from now on; 0: wait")
+    _with_head_address(scale)
 
     fetch = _command(
         commands,

@@ -35,7 +35,7 @@ from es_service.messages import (
     encode_commit,
     encode_order,
 )
-from es_service.pools import HEAD, Gone, Pool, PoolEvent, Ready, Reply
+from es_service.pools import HEAD, Gone, Leaving, Pool, PoolEvent, Ready, Reply, Unplaced
 from es_service.problem import algorithm_of, plan_of, run_id
 from es_service.slots import equal
 from es_service.storage import Uploader
@@ -105,6 +105,7 @@ class Coordinator:
         self._sharing: set[str] = set()
         self._stop = threading.Event()
         self._stop_reason = ""
+        self._scale: int | None = None
         self._began = self._last_beat = clock()
         self._finish: Finish | None = None
 
@@ -114,6 +115,10 @@ class Coordinator:
         """Ask for an end at the last commit."""
         self._stop_reason = reason
         self._stop.set()
+
+    def scale(self, workers: int) -> None:
+        """Keep so many workers from now on."""
+        self._scale = workers
 
     def heartbeat(self) -> Status:
         """The driver is alive; what it may show."""
@@ -166,6 +171,7 @@ class Coordinator:
         for news in applied:
             self._on_aggregator(news)
         self.telemetry.look(self.machine, self._replicas)
+        self._check_scale()
         self._check_stop()
 
     def _patience(self) -> float:
@@ -181,6 +187,13 @@ class Coordinator:
             self.stop("stop requested")
         if self._stop.is_set() and self._finish is None:
             self._handle(events.Stop(self._stop_reason))
+
+    def _check_scale(self) -> None:
+        wanted, self._scale = self._scale, None
+        wanted = self.directory.take_scale() if wanted is None else wanted
+        if wanted is not None:
+            self.pool.scale(wanted)
+            self.telemetry.scaled(wanted)
 
     def _end(self, finish: Finish) -> None:
         """The aggregator catches up, the last generation is evaluated and saved, the journal is closed."""
@@ -208,6 +221,10 @@ class Coordinator:
                 self.updater.left(worker)
                 self._handle(events.Left(worker))
                 self.telemetry.fleet(len(self.machine.workers))
+            case Leaving(worker, reason):
+                self._handle(events.Draining(worker, reason))
+            case Unplaced(workers, need):
+                self.telemetry.unplaced(workers, need)
             case Reply(worker, data):
                 self.telemetry.received(len(data))
                 if data:

@@ -52,6 +52,7 @@ class RunDirectory:
         self.samples_path = self.path / "samples.jsonl"
         self.workers_path = self.path / "workers.json"
         self.stop_path = self.path / "stop"
+        self.scale_path = self.path / "workers"
 
     def check_new(self) -> None:
         """Raise `RunError` if a run with this name has begun."""
@@ -110,6 +111,20 @@ class RunDirectory:
     def log_metrics(self, kind: str, **values: Any) -> None:
         """Append one line to metrics.jsonl."""
         _append(self.metrics_path, {"kind": kind, "time": round(time.time(), 3), **values})
+
+    def ask_scale(self, workers: int) -> None:
+        """Leave word for the head how many workers to keep."""
+        partial = self.scale_path.with_suffix(".tmp")
+        partial.write_text(f"{workers}\n")
+        partial.replace(self.scale_path)
+
+    def take_scale(self) -> int | None:
+        """The number that `ask_scale` left since the last call, if any."""
+        if not self.scale_path.exists():
+            return None
+        text = self.scale_path.read_text().strip()
+        self.scale_path.unlink(missing_ok=True)
+        return int(text) if text.isdecimal() else None
 
     def log_event(self, kind: str, **values: Any) -> None:
         """Append one line to events.jsonl."""

@@ -55,6 +55,8 @@ def figures(status: Status) -> str:
     if status.bits_per_member is not None:
         parts.append(f"{status.bits_per_member:.2f} bits/member")
     parts.append(f"{status.workers} worker{'' if status.workers == 1 else 's'}")
+    if status.unplaced:
+        parts.append(f"{status.unplaced} waiting for a place")
     if status.storage:
         parts.append(f"NOT STORED: {status.storage}")
     return ", ".join(parts)

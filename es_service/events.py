@@ -33,6 +33,7 @@ class Draining:
     """A worker will be taken away soon: it may end what it holds and gets no more."""
 
     worker: str
+    reason: str = ""
 
 
 @dataclass(frozen=True, slots=True)

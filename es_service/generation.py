@@ -304,7 +304,7 @@ class Machine:
                 if not self.roster.is_active(name):
                     return []
                 self.roster.set_state(name, State.DRAINING)
-                return [Notice("draining", name, self.generation), *self._assign()]
+                return [Notice("draining", name, self.generation, event.reason), *self._assign()]
 
     def _drop(self, name: str) -> None:
         """Take a worker away, and back what it holds."""

@@ -93,6 +93,10 @@ class HeadActor:
         """Ask for an end at the last commit."""
         self._opened().stop(reason)
 
+    def scale(self, workers: int) -> None:
+        """Keep so many workers from now on."""
+        self._opened().scale(workers)
+
     def _watch(self) -> threading.Timer:
         """End this actor after a while, unless its driver does so, or calls `run`, before."""
         timer = threading.Timer(self._config.deployment.heartbeat_timeout_seconds, self._die)

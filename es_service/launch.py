@@ -22,7 +22,7 @@ from es_service.session import open_session, with_corpus
 from es_service.storage import open_storage
 from es_service.wiring import kernels
 
-__all__ = ["launch", "look", "node_cores", "stop"]
+__all__ = ["launch", "look", "node_cores", "scale", "stop"]
 
 _T = TypeVar("_T")
 _OBJECT_STORE_BYTES = 128 << 20
@@ -76,6 +76,12 @@ def stop(run: str, address: str) -> None:
     """Ask the head of a run on an existing cluster to end at its last commit; `RunError` if it is not there."""
     with _ray(address):
         _get(_head_of(run, address).stop.remote("stop requested"))
+
+
+def scale(run: str, address: str, workers: int) -> None:
+    """Tell the head of a run on an existing cluster how many workers to keep; `RunError` if it is not there."""
+    with _ray(address):
+        _get(_head_of(run, address).scale.remote(workers))
 
 
 def look(address: str, run: str | None, what: Callable[[RunDirectory], _T]) -> list[_T]:

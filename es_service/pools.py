@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
-__all__ = ["COPIED_BYTES", "HEAD", "Gone", "Pool", "PoolEvent", "Ready", "Reply"]
+__all__ = ["COPIED_BYTES", "HEAD", "Gone", "Leaving", "Pool", "PoolEvent", "Ready", "Reply", "Unplaced"]
 
 HEAD = "head"
 """Name of the evaluator in the head's own process. It takes no lease but to settle what workers cannot."""
@@ -42,7 +42,23 @@ class Reply:
     data: bytes
 
 
-PoolEvent = Ready | Gone | Reply
+@dataclass(frozen=True, slots=True)
+class Leaving:
+    """A worker will be taken away when it has answered what it was sent."""
+
+    worker: str
+    reason: str
+
+
+@dataclass(frozen=True, slots=True)
+class Unplaced:
+    """So many workers have not started for a long time; told again when it changes. `need` is what each asks."""
+
+    workers: int
+    need: str
+
+
+PoolEvent = Ready | Gone | Leaving | Unplaced | Reply
 
 
 class Pool(Protocol):
@@ -64,6 +80,10 @@ class Pool(Protocol):
 
     def poll(self, timeout: float) -> list[PoolEvent]:
         """What has happened; waits up to `timeout` seconds for the first event."""
+        ...
+
+    def scale(self, workers: int) -> None:
+        """Keep so many workers from now on; those that are too many leave when they have answered."""
         ...
 
     def close(self) -> None:

@@ -48,6 +48,8 @@ class Status:
     reason: str = ""
     alarm: str = ""
     """The last worker that was found wrong, and what it touched."""
+    unplaced: int = 0
+    """Workers that have not started for a long time."""
     storage: str = ""
     """What keeps the run's files from being stored at present."""
 
@@ -125,6 +127,16 @@ class Telemetry:
         for key in [key for key in self._given if key[0] == worker]:
             del self._given[key]
             self.metrics.lease_events.labels("expired").inc()
+
+    def scaled(self, workers: int) -> None:
+        """Another number of workers was asked for."""
+        self.directory.log_event("scaled", workers=workers)
+
+    def unplaced(self, workers: int, need: str) -> None:
+        """So many workers have not started for a long time."""
+        reason = f"a worker needs {need}: the cluster has no room for it yet, or it is slow to load its corpus"
+        self.directory.log_event("unplaced", workers=workers, reason=reason if workers else "")
+        self._show(unplaced=workers)
 
     def fleet(self, workers: int) -> None:
         """A worker came or went: how many there are now."""

@@ -72,6 +72,9 @@ class LocalPool:
                 raise
             return Gone(name, str(error))
 
+    def scale(self, workers: int) -> None:
+        """Nothing: these workers take turns on the same cores, so that their number would change nothing."""
+
     def close(self) -> None:
         """Drop what is queued."""
         self._queues.clear()

@@ -2,18 +2,21 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import ray
+from ray._private.state import state
+from ray.autoscaler.sdk import request_resources
 from ray.exceptions import RayActorError, RayError, RayTaskError
 
 from es_service import pools
 from es_service.build import identity
 from es_service.config import RunConfig
 from es_service.errors import BackendError, ServiceError
-from es_service.pools import HEAD, Gone, PoolEvent, Ready, Reply
+from es_service.pools import HEAD, Gone, Leaving, PoolEvent, Ready, Reply, Unplaced
 from workers.actor import WorkerActor
 from workers.evaluator import Evaluator
 from workers.referee import Referee
@@ -24,6 +27,9 @@ _STARTS_IN_A_ROW = 3
 _WAVE_SECONDS = 120.0
 """Wait for the first worker with a GPU before leases are cut for an H100."""
 _LOSSES_IN_A_ROW = 10
+_LOOK_SECONDS = 2.0
+_PATIENCE_SECONDS = 20.0
+"""Time after which a worker that has not started is reported: its node may not be there yet, or never come."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,10 +38,11 @@ class _Call:
 
     worker: str
     starting: bool
+    since: float
 
 
 class RayPool:
-    """Keeps `deployment.workers` actors alive. Names count up and are never used twice.
+    """Keeps so many actors alive as it was last told. Names count up and are never used twice.
 
     Lives in the head's process: the actors are owned by it and die with it. `poll` raises when several workers in a row
     could not even start, or died without a result: the cause will not go away by trying again. What is sent to HEAD is
@@ -58,8 +65,13 @@ class RayPool:
         self._node = ray.get_runtime_context().get_node_id()
         self._names = 0
         self._failures = self._losses = 0
-        for _ in range(config.deployment.workers):
-            self._spawn()
+        self._resources = {key: value for key, value in worker.resources.items() if value}
+        self._wanted = config.deployment.workers
+        self._leaving: dict[str, str] = {}
+        self._nodes: dict[str, str] = {}
+        self._looked, self._unplaced = 0.0, 0
+        self._asked = False
+        self._adjust()
         self.wave_pairs = 0 if config.deployment.lease_pairs or not worker.num_gpus else self._ask_wave()
 
     def _ask_wave(self) -> int:
@@ -81,22 +93,27 @@ class RayPool:
             self._referee.send(data)
         actor = self._actors.get(worker)
         if actor is not None:
-            self._calls[actor.handle.remote(data, *parts)] = _Call(worker, starting=False)
+            self._calls[actor.handle.remote(data, *parts)] = _Call(worker, False, time.monotonic())
 
     def poll(self, timeout: float) -> list[PoolEvent]:
         """Answers, starts and deaths since the last call."""
-        judged: list[PoolEvent] = [*self._referee.poll()]
+        events: list[PoolEvent] = [*self._referee.poll(), *self._adjust(), *self._watch()]
         if not self._calls:
-            return judged
+            return events
         calls = list(self._calls)
         ready, _ = ray.wait(calls, num_returns=1, timeout=timeout, fetch_local=False)
         if ready:
             ready, _ = ray.wait(calls, num_returns=len(calls), timeout=0, fetch_local=False)
         done = ((ref, self._calls.pop(ref, None)) for ref in ready)
-        return judged + [event for ref, call in done if call for event in self._finished(ref, call)]
+        return events + [event for ref, call in done if call for event in self._finished(ref, call)]
+
+    def scale(self, workers: int) -> None:
+        """Keep so many actors; the newest leave first. May be called from any thread."""
+        self._wanted = workers
 
     def close(self) -> None:
         """End all actors."""
+        self._ask_for_nodes(0)
         self._referee.close()
         for worker in list(self._actors):
             self._drop(worker)
@@ -108,7 +125,58 @@ class RayPool:
         run = (context.get_actor_name() or "").removeprefix("head-")
         actor = self._actor_class.remote(self._config_json, identity(), context.current_actor, run, name)
         self._actors[name] = actor
-        self._calls[actor.start.remote()] = _Call(name, starting=True)
+        self._calls[actor.start.remote()] = _Call(name, True, time.monotonic())
+
+    def _adjust(self) -> list[PoolEvent]:
+        """Start what is missing, let go what is too many, end what leaves and has answered."""
+        missing = self._wanted + len(self._leaving) - len(self._actors)
+        if not (missing or self._leaving or self._asked):
+            return []
+        events: list[PoolEvent] = []
+        starting = {call.worker for call in self._calls.values() if call.starting}
+        staying = [worker for worker in self._actors if worker not in self._leaving]
+        for worker in staying[self._wanted :]:
+            if worker in starting:  # nobody knows it yet
+                self._drop(worker)
+            else:
+                events.append(self._let_go(worker, "fewer workers are wanted"))
+        for _ in range(missing):
+            self._spawn()
+        if missing > 0 or not starting:
+            self._ask_for_nodes(max(missing, 0) and self._wanted)
+        busy = {call.worker for call in self._calls.values()} if self._leaving else set()
+        for worker in [worker for worker in self._leaving if worker not in busy]:
+            events.append(Gone(worker, self._leaving[worker]))
+            self._drop(worker)
+        return events
+
+    def _let_go(self, worker: str, reason: str) -> Leaving:
+        self._leaving[worker] = reason
+        return Leaving(worker, reason)
+
+    def _watch(self) -> list[PoolEvent]:
+        """Nodes that are drained, such as spot machines before they are taken away, and workers that do not start."""
+        now = time.monotonic()
+        if now - self._looked < _LOOK_SECONDS:
+            return []
+        self._looked = now
+        drained = _draining_nodes()
+        lost = [worker for worker, node in self._nodes.items() if node in drained and worker not in self._leaving]
+        events: list[PoolEvent] = [self._let_go(worker, "its node is drained") for worker in lost]
+        waiting = sum(call.starting and now - call.since > _PATIENCE_SECONDS for call in self._calls.values())
+        if waiting != self._unplaced:
+            self._unplaced = waiting
+            events.append(Unplaced(waiting, ", ".join(f"{value:g} {key}" for key, value in self._resources.items())))
+        return events
+
+    def _ask_for_nodes(self, workers: int) -> None:
+        """Tell an autoscaler at once what workers are to come; withdrawn when they are there, as they hold their nodes.
+
+        Without that, it would keep idle nodes after the run.
+        """
+        if workers or self._asked:
+            request_resources(bundles=[self._resources] * workers if self._resources else [])
+        self._asked = workers > 0
 
     def _finished(self, ref: Any, call: _Call) -> list[PoolEvent]:
         try:
@@ -123,6 +191,7 @@ class RayPool:
             return [Reply(call.worker, answer)]
         self._failures = 0
         about, node = answer
+        self._nodes[call.worker] = node
         return [Ready(call.worker, about, shares=node == self._node)]
 
     def _lost(self, call: _Call, error: BaseException) -> list[PoolEvent]:
@@ -134,11 +203,18 @@ class RayPool:
             if isinstance(error, ServiceError):
                 raise error
             raise BackendError(f"{self._losses} workers in a row came to nothing, the last with: {error}") from error
-        self._spawn()
         return [Gone(call.worker, f"{type(error).__name__}: {error}")]
 
     def _drop(self, worker: str) -> None:
         actor = self._actors.pop(worker, None)
+        self._leaving.pop(worker, None)
+        self._nodes.pop(worker, None)
         self._calls = {ref: call for ref, call in self._calls.items() if call.worker != worker}
         if actor is not None:
             ray.kill(actor, no_restart=True)
+
+
+def _draining_nodes() -> set[str]:
+    """Ids of the nodes that will be taken away; what Ray Train uses, though it is private."""
+    draining: dict[str, int] = state.get_draining_nodes()
+    return set(draining)

@@ -4,17 +4,14 @@ from __future__ import annotations
 
 import json
 import os
-import re
 import signal
-import subprocess
-import sys
-import time
 import urllib.request
 
 import pytest
+from rays import GENERATIONS, commits, finish, run, wait_for, worker_pids
 
 from es_service import launch as launch_module
-from es_service.config import load, resolve
+from es_service.config import load
 from es_service.directory import RunDirectory
 from es_service.errors import DataError, RunError
 from es_service.journal import scan
@@ -22,59 +19,6 @@ from es_service.launch import launch
 from es_service.session import with_corpus
 
 pytestmark = pytest.mark.ray
-
-GENERATIONS = 12
-
-
-@pytest.fixture(scope="module")
-def corpus_dir(tmp_path_factory):
-    """A few small documents."""
-    folder = tmp_path_factory.mktemp("corpus")
-    for n in range(40):
-        text = "".join(f"def function_{n}_{i}(x):\n    return x + {i * n}\n" for i in range(30))
-        (folder / f"{n}.py").write_text(text)
-    return folder
-
-
-@pytest.fixture
-def make_config(corpus_dir, tmp_path):
-    """A small run; its arguments are fields of the deployment."""
-
-    def make(**deployment):
-        tree = {
-            "population": 320,
-            "model": {"kind": "egg", "width": 32, "layers": 1},
-            "data": {"kind": "files", "paths": [str(corpus_dir)], "held_out_percent": 20},
-            "segment": {"bytes": 16},
-            "feeding": {"kind": "members_per_sequence", "members": 32},
-            "deployment": {
-                "runs_dir": str(tmp_path), "generations": GENERATIONS, "lease_pairs": 20, "evaluation_rows": 16,
-                "keyframe_every": 5, "worker": {"threads": 1}, **deployment,
-            },
-        }  # fmt: skip
-        return with_corpus(resolve(tree))[0]
-
-    return make
-
-
-def finish(handle, on_beat=lambda status: None):
-    """Follow a run to its end."""
-    while (end := handle.wait(0.05)) is None:
-        on_beat(handle.heartbeat())
-    return end
-
-
-def run(config, name, address, on_beat=lambda status: None):
-    directory = RunDirectory(config.deployment.runs_dir, name)
-    with launch(config, directory, resume=False, address=address) as (handle, _):
-        assert finish(handle, on_beat).reason == "goal"
-    return directory.journal_path.read_bytes()
-
-
-@pytest.fixture
-def undisturbed(make_config):
-    """The journal of the same run in this process, without Ray."""
-    return run(make_config(pool="local"), "undisturbed", None)
 
 
 def test_the_journal_is_the_same_for_any_number_of_workers(make_config, ray_address, undisturbed):
@@ -126,12 +70,6 @@ def test_the_cuda_kernels_on_a_gpu_worker_make_the_reference_journal(ray_address
     assert "cuda-emulated" in about
 
 
-def worker_pids(directory):
-    """Process ids of the workers that have started, from the run's own events."""
-    ready = [event["about"] for event in directory.events() if event["kind"] == "worker_ready"]
-    return [int(re.search(r"pid (\d+)", about).group(1)) for about in ready]
-
-
 def test_a_killed_worker_is_replaced_and_leaves_no_trace(make_config, ray_address, undisturbed):
     config = make_config(workers=2)
     directory = RunDirectory(config.deployment.runs_dir, "killed")
@@ -164,34 +102,6 @@ def test_a_killed_head_loses_nothing_committed(make_config, ray_address, undistu
     with launch(config, directory, resume=True, address=ray_address) as (handle, _):
         assert finish(handle).reason == "goal"
     assert directory.journal_path.read_bytes() == undisturbed
-
-
-@pytest.fixture
-def cli():
-    """The command line in a process of its own; ended with the test."""
-    started = []
-
-    def start(*arguments):
-        command = [sys.executable, "-m", "es_service", *map(str, arguments)]
-        started.append(subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True))
-        return started[-1]
-
-    yield start
-    for process in started:
-        process.kill()
-        process.wait()
-        process.stdout.close()
-
-
-def wait_for(condition, seconds=60):
-    deadline = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < deadline, "nothing happened in time"
-        time.sleep(0.05)
-
-
-def commits(directory):
-    return len(scan(directory.journal_path).commits) if directory.journal_path.exists() else 0
 
 
 def test_a_killed_driver_stops_the_head_at_a_commit(make_config, ray_address, cli):
