@@ -19,45 +19,63 @@ def kinds(directory):
     return [event["kind"] for event in directory.events()]
 
 
-def test_workers_are_added_and_removed_down_to_none_and_back(make_config, ray_address, undisturbed):
-    config = make_config(workers=1)
+def until_done(config, name, address, steps):
+    """Run until each step, given a status, has said in turn that it is done; generation reached, and the journal."""
+    directory = RunDirectory(config.deployment.runs_dir, name)
+    left = list(steps)
+    with launch(config, directory, resume=False, address=address) as (handle, _):
+
+        def beat(status):
+            while left and left[0](status):
+                left.pop(0)
+            if not left:
+                handle.stop("enough")
+
+        end = finish(handle, beat)
+    assert not left
+    return end.generation, directory.journal_path.read_bytes()
+
+
+def same(make_config, generation, journal):
+    assert journal == run(make_config(pool="local", generations=generation), "same", None)
+
+
+ENDLESS = 1_000_000
+
+
+def test_workers_are_added_and_removed_down_to_none_and_back(make_config, ray_address):
+    config = make_config(workers=1, generations=ENDLESS)
     directory = RunDirectory(config.deployment.runs_dir, "elastic")
-    plan = iter([(2, 3), (4, 1), (6, 0), (6, 2)])
-    step = next(plan)
+    reached = []
 
-    def scale(status):
-        nonlocal step
-        if step is None or status.generation < step[0]:
-            return
-        if step[1] == 2 and status.workers:  # until they are all gone
-            return
-        directory.ask_scale(step[1])
-        step = next(plan, None)
+    def ask(workers):
+        return lambda status: status.generation > 1 and not directory.ask_scale(workers)
 
-    assert run(config, "elastic", ray_address, scale) == undisturbed
-    assert step is None
+    def has(workers):
+        return lambda status: status.workers == workers and not reached.append(status.generation)
+
+    def went_on(status):
+        return status.generation > reached[-1] + 1
+
+    steps = [ask(3), has(3), went_on, ask(1), has(1), went_on, ask(0), has(0), ask(2), has(2), went_on]
+    same(make_config, *until_done(config, "elastic", ray_address, steps))
     assert [event["workers"] for event in directory.events() if event["kind"] == "scaled"] == [3, 1, 0, 2]
     assert len(worker_pids(directory)) == 5
     assert kinds(directory).count("draining") == 3
     assert "fell" not in kinds(directory)
 
 
-def test_scale_from_the_command_line_and_through_the_head(make_config, ray_address, undisturbed):
-    config = make_config(workers=1)
+def test_scale_through_the_head_and_by_a_run_that_is_not_there(make_config, ray_address):
+    config = make_config(workers=1, generations=ENDLESS)
     directory = RunDirectory(config.deployment.runs_dir, "told")
-    flags = ["told", "--runs-dir", str(directory.path.parent)]
-    told = []
+    flags = ["told", "--runs-dir", str(directory.path.parent), "--workers", "2"]
 
     def tell(status):
-        if status.generation >= 2 and not told:
-            told.append(cli.main(["scale", *flags, "--workers", "2", "--address", ""]))
-            command = [sys.executable, "-m", "es_service", "scale", *flags, "--workers", "3", "--address", ray_address]
-            told.append(subprocess.run(command, check=False).returncode)
+        command = [sys.executable, "-m", "es_service", "scale", *flags, "--address", ray_address]
+        return status.generation > 1 and subprocess.run(command, check=False).returncode == 0
 
-    assert run(config, "told", ray_address, tell) == undisturbed
-    assert told == [0, 0]
-    assert cli.main(["scale", *flags, "--workers", "2", "--address", ""]) != 0, "it is not under way"
-    assert [event["workers"] for event in directory.events() if event["kind"] == "scaled"][-1:] == [3]
+    same(make_config, *until_done(config, "told", ray_address, [tell, lambda status: status.workers == 2]))
+    assert cli.main(["scale", *flags]) == 3, "it is not under way"
 
 
 def test_a_worker_that_the_cluster_cannot_place_is_reported(make_config, ray_address):
@@ -72,23 +90,33 @@ def test_a_worker_that_the_cluster_cannot_place_is_reported(make_config, ray_add
     assert commits(directory) == 0
 
 
-def test_a_drained_node_is_left_before_it_goes(make_config, ray_cluster, ray_address, undisturbed):
+def test_a_drained_node_is_left_before_it_goes(make_config, ray_cluster, ray_address):
     """As a cloud's notice does it: `ray drain-node`. Its worker ends what it has, and another takes its place."""
-    config = make_config(workers=2)
+    config = make_config(workers=1, generations=ENDLESS, worker={"threads": 1, "num_cpus": 5})
     directory = RunDirectory(config.deployment.runs_dir, "drained")
-    node = ray_cluster.add_node(num_cpus=2, resources={"spot": 1})
-    drained = []
+    nodes = [ray_cluster.add_node(num_cpus=5, object_store_memory=80 << 20) for _ in range(2)]
 
     def drain(status):
-        about = [event["about"] for event in directory.events() if event["kind"] == "worker_ready"]
-        if status.generation >= 2 and not drained and any(node.node_id[:8] in text for text in about):
-            command = ["ray", "drain-node", "--address", ray_address, "--node-id", node.node_id, "--reason"]
-            reason = ["DRAIN_NODE_REASON_PREEMPTION", "--reason-message", "test", "--deadline-remaining-seconds", "60"]
-            drained.append(subprocess.run([*command, *reason], check=False, capture_output=True).returncode)
+        ready = [event["about"] for event in directory.events() if event["kind"] == "worker_ready"]
+        if status.generation < 2 or not ready:
+            return False
+        (node,) = [node for node in nodes if f"node {node.node_id[:8]}" in ready[0]]
+        reason = ["--reason", "DRAIN_NODE_REASON_PREEMPTION", "--reason-message", "test"]
+        command = ["drain-node", "--address", ray_address, "--node-id", node.node_id, *reason]
+        command += ["--deadline-remaining-seconds", "60"]
+        subprocess.run([sys.executable, "-m", "ray.scripts.scripts", *command], check=True, capture_output=True)
+        return True
+
+    def replaced(status):
+        return len(worker_pids(directory)) == 2 and status.workers == 1
 
     try:
-        journal = run(config, "drained", ray_address, drain)
+        same(make_config, *until_done(config, "drained", ray_address, [drain, replaced]))
     finally:
-        ray_cluster.remove_node(node)
-    assert drained == [0]
-    assert journal == undisturbed
+        for node in nodes:
+            ray_cluster.remove_node(node)
+    (event,) = [event for event in directory.events() if event["kind"] == "draining"]
+    assert event["detail"] == "its node is drained"
+    (gone,) = [event for event in directory.events() if event["kind"] == "worker_gone"]
+    assert gone["reason"] == "its node is drained"
+    assert "fell" not in kinds(directory)
