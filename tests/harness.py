@@ -56,7 +56,8 @@ def local(
 ) -> MakePool:
     def make(config: RunConfig, corpus: Corpus) -> Pool:
         evaluators = {f"w{n}": Evaluator(config, corpus.train, ops()) for n in range(workers)}
-        return LocalPool(evaluators, choose or (lambda names: names[0]), shares)
+        first = choose or (lambda names: names[0])
+        return LocalPool(evaluators, first, shares, lambda: Evaluator(config, corpus.train, ops()))
 
     return make
 

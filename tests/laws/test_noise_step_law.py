@@ -132,13 +132,16 @@ def test_alignments_are_the_same_bits_for_any_cut_and_any_threads(small, alignme
         assert max(part.score_max for part in parts) == whole.score_max
 
 
-def test_the_recorded_loss_is_that_of_the_definition(small):
+def test_the_recorded_scores_are_the_loss_of_the_definition_and_the_promise(small):
     config = small()
     task = task_of(config)
     outcome = task.evaluate(2, 4, 0, 5)
     inputs, targets = task.examples.take(batch_indices(config.seed, 2, 50, len(task.examples)))
     bits = judge(net_of(config), initial_parameters(config), inputs, targets).bits
-    assert outcome.score_sum == pytest.approx(-5 * 16 * bits, abs=5)
+    gains = np.abs(outcome.values) * 16 * 50 / np.log(2)
+    assert outcome.score_min == pytest.approx(-16 * bits, abs=1)
+    assert outcome.score_sum - 5 * outcome.score_min == pytest.approx(gains.sum(), abs=2.5)
+    assert outcome.score_max - outcome.score_min == pytest.approx(gains.max(), abs=0.5)
 
 
 def test_parameters_are_a_snapshot(small):
@@ -189,6 +192,15 @@ def test_other_supports_and_objectives(small, change):
 @pytest.mark.parametrize("seed", range(2))
 def test_chaos(small, undisturbed, seed):
     assert train(small(), chaos(seed, corrupt=True), prepare=hasty).journal == undisturbed().journal
+
+
+def test_the_automatic_density_goes_on_after_a_resume(small):
+    config = deployed(small(density={"kind": "automatic", "most": 16}), generations=10)
+    whole = train(config)
+    assert len(set(whole.contents.commits.fields["threshold"].tolist())) > 1
+    assert train(config, local(3, random.Random(1).choice)).journal == whole.journal
+    first = train(deployed(config, generations=6))
+    assert train(config, directory=first.directory).journal == whole.journal
 
 
 def test_a_stop_and_a_resume_keep_the_schedule(small, undisturbed):
