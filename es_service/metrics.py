@@ -69,6 +69,7 @@ class Metrics:
         self.baseline = self._gauge(
             "baseline_loss", "Bits a byte that a simple model needs for the held-out text.", "model"
         )
+        self.accuracy = self._gauge("accuracy_ratio", "Share of examples that a classifier gets right.", "split")
         self.evaluated = self._gauge("evaluated_generation", "Generation of the last held-out evaluation.")
         self.score = self._gauge(
             "member_score", "Scores of the last generation's members in bits; higher is better.", "statistic"

@@ -288,6 +288,7 @@ class Telemetry:
         values = {"bits_per_byte": round(held_out.bits_per_byte, 6)}
         if held_out.accuracy is not None:
             values["accuracy"] = round(held_out.accuracy, 6)
+            self.metrics.accuracy.labels("held_out").set(held_out.accuracy)
         self.directory.log_metrics("evaluation", generation=generation, **values)
         self.metrics.loss.labels("held_out").set(held_out.bits_per_byte)
         self.metrics.evaluated.set(generation)

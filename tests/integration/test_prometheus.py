@@ -1,6 +1,6 @@
 """A real Prometheus (Debian's) scrapes a real run on Ray with the shipped config; every query goes through its API.
 
-The GPU figures are Ray's, from an exposition in a file: this machine has no GPU. Their names are checked against Ray.
+GPU figures come from an exposition in a file, in Ray's words (their names are checked), as this machine has no GPU.
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ import socket
 import subprocess
 import threading
 import time
+import urllib.error
 import urllib.parse
 import urllib.request
 from pathlib import Path
@@ -24,8 +25,9 @@ import yaml
 from dashboards import ROOT, alerts, panel_queries
 from es_service.config import resolve
 from es_service.directory import RunDirectory
+from es_service.exporter import Exporter
 from es_service.launch import launch
-from es_service.metrics import WORKER_METRICS
+from es_service.metrics import WORKER_METRICS, Metrics
 from es_service.session import with_corpus
 
 pytestmark = [
@@ -33,7 +35,7 @@ pytestmark = [
     pytest.mark.skipif(not shutil.which("prometheus"), reason="no Prometheus here: apt-get install prometheus"),
 ]
 
-RUN = "scraped"
+RUN, CLASSIFIER = "scraped", "classifier"
 WINDOW = "30s"
 PATIENCE_SECONDS = 150
 
@@ -114,13 +116,39 @@ def prometheus(config, tmp_path):
         log.close()
 
 
+@pytest.fixture
+def classifier(prometheus, config, tmp_path):
+    """A head's port that shows an accuracy; no run is behind it, as classifiers need torch."""
+    metrics = Metrics()
+    metrics.goal.set(1)
+    metrics.accuracy.labels("held_out").set(0.75)
+    exporter = Exporter(config.deployment, RunDirectory(tmp_path, CLASSIFIER), metrics.registry)
+    yield exporter
+    exporter.close()
+
+
+def fetch(url):
+    """The text there; a server that has just started may take some seconds on a busy machine."""
+    until = time.monotonic() + 20
+    while True:
+        try:
+            with urllib.request.urlopen(url, timeout=30) as answer:
+                return answer.read().decode()
+        except urllib.error.HTTPError:
+            raise
+        except OSError:
+            if time.monotonic() > until:
+                raise
+            time.sleep(0.2)
+
+
 def get(url, **parameters):
-    with urllib.request.urlopen(f"{url}?{urllib.parse.urlencode(parameters)}", timeout=30) as answer:
-        return json.loads(answer.read())["data"]
+    return json.loads(fetch(f"{url}?{urllib.parse.urlencode(parameters)}"))["data"]
 
 
 def substituted(query):
-    return query.replace("$run", RUN).replace("$__rate_interval", WINDOW)
+    run = CLASSIFIER if "es_service_accuracy" in query else RUN
+    return query.replace("$run", run).replace("$__rate_interval", WINDOW)
 
 
 def finite(result):
@@ -141,15 +169,6 @@ def poll(prometheus, queries, handle):
     return found, missing
 
 
-def wait_until_ready(prometheus):
-    for _ in range(300):
-        try:
-            get(f"{prometheus}/api/v1/query", query="1")
-            return
-        except OSError:
-            time.sleep(0.1)
-
-
 def write_ray_targets(path, address, gpu_exporter):
     """With Ray's own writer, as the test cluster has no dashboard; the GPU's node is one more in its list."""
     import ray
@@ -165,13 +184,12 @@ def write_ray_targets(path, address, gpu_exporter):
     return group["targets"]
 
 
-def test_every_query_of_the_dashboards_and_alerts(config, ray_address, prometheus, gpu_exporter, tmp_path):
+def test_every_query_of_the_dashboards_and_alerts(config, ray_address, prometheus, classifier, gpu_exporter, tmp_path):
     directory = RunDirectory(config.deployment.runs_dir, RUN)
     queries = panel_queries()
     assert len(queries) > 40
     with launch(config, directory, resume=False, address=ray_address) as (handle, _):
         nodes = write_ray_targets(tmp_path / "prom_metrics_service_discovery.json", ray_address, gpu_exporter)
-        wait_until_ready(prometheus)
         both = {"both workers": 'count(ray_es_service_worker_info{run="$run"}) == 2'}
         _, missing = poll(prometheus, queries | both, handle)
         assert not missing, f"no data: {missing}"
@@ -181,20 +199,23 @@ def test_every_query_of_the_dashboards_and_alerts(config, ray_address, prometheu
         (group,) = get(f"{prometheus}/api/v1/rules")["groups"]
         assert {rule["name"]: rule["health"] for rule in group["rules"]} == {r["alert"]: "ok" for r in alerts()}
         runs = {"match[]": "es_service_goal_generations"}
-        assert get(f"{prometheus}/api/v1/label/run/values", **runs) == [RUN], "the variable `run` of the dashboards"
-        (target,) = json.loads(next(config.deployment.metrics_targets_dir.glob("*.json")).read_text())[0]["targets"]
+        assert get(f"{prometheus}/api/v1/label/run/values", **runs) == [CLASSIFIER, RUN], (
+            "the variable `run` of the dashboards"
+        )
+        (target,) = json.loads(next(config.deployment.metrics_targets_dir.glob(f"{RUN}-*.json")).read_text())[0][
+            "targets"
+        ]
         expositions = [text_of(target), *map(text_of, nodes)]
         handle.stop("enough")
         while handle.wait(0.1) is None:
             handle.heartbeat()
     check_values(found)
     check_expositions(expositions)
-    assert not list(config.deployment.metrics_targets_dir.iterdir())
+    assert list(config.deployment.metrics_targets_dir.iterdir()) == [classifier.path]
 
 
 def text_of(target):
-    with urllib.request.urlopen(f"http://{target}/metrics", timeout=30) as answer:
-        return answer.read().decode()
+    return fetch(f"http://{target}/metrics")
 
 
 def check_values(found):
