@@ -28,6 +28,7 @@ from es_service.config import RunConfig, load
 
 GOAL = 0.9
 GOAL_WORKERS = 1024
+_LONGEST_TEXT = 65_536
 FREE = {
     "head's Python": {"head_cpu": 0.0},
     "Ray calls": {"ray_call": 0.0, "wait_ref": 0.0},
@@ -69,15 +70,15 @@ def bottleneck(outcome: Outcome, costs: Costs) -> tuple[str, float]:
 
 
 def shortest(population: int, costs: Costs, workers: int = GOAL_WORKERS, **deployment: Any) -> Outcome:
-    """The run with the shortest text, so the shortest generation, that reaches the goal."""
+    """The run with the shortest text, so the shortest generation, that reaches the goal; else with the longest text."""
     text = 64
     while True:
         outcome = run(workers, population, text, costs, **deployment)
-        if outcome.efficiency >= GOAL:
+        if outcome.efficiency >= GOAL or text == _LONGEST_TEXT:
             return outcome
         lost = outcome.seconds * (1 - outcome.efficiency)
         wanted = GOAL / (1 - GOAL) * lost / (outcome.seconds * outcome.efficiency / text)
-        text = min(max(text + 1, int(1.01 * wanted)), 2 * text + 8 * text * (wanted > 4 * text))
+        text = min(max(text + 1, int(1.01 * wanted)), 10 * text, _LONGEST_TEXT)
 
 
 def row(outcome: Outcome, note: str = "") -> str:

@@ -134,7 +134,7 @@ def plan_of(config: RunConfig, wave_pairs: int = 0) -> Plan:
         deployment.workers,
         wave=wave if is_egg(config) else 0,
         tile=algorithm.tile,
-        spare=int(twice + 2 * sqrt(twice)),  # workers for leases that are evaluated twice, two deviations' worth
+        spare=int(twice + 3 * sqrt(twice)),  # workers for leases that are evaluated twice, up to three deviations
     )
 
 
