@@ -189,7 +189,7 @@ class Method:
     """Function of the number of weights."""
 
 
-S, PAIRS = 128, 64
+S, PAIRS = 128, 16
 
 
 def _noise(label: str, *overrides: str) -> Method:
@@ -209,7 +209,7 @@ METHODS = {
     "signsgd": _ste("SignSGD with STE, tuned", 1, rate=3e-2, spread=True, adam=False, decay=True),
     "eggroll": Method(
         "EGGROLL on latents",
-        partial(eggroll, pairs=PAIRS, sigma=0.1, rate=0.02),
+        partial(eggroll, pairs=PAIRS, sigma=0.1, rate=0.1),
         (),
         1 + 2 * PAIRS,
         lambda _: PAIRS * 8 / 5,

@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from benchmarks.noise_methods import METHODS
+from benchmarks.noise_methods import METHODS, S
 
 __all__ = ["machine", "report"]
 
@@ -61,7 +61,7 @@ def _first_step(run: dict[str, Any], task: str) -> float:
 def _reach(runs: Results, task: str) -> str:
     steps = [_first_step(run, task) for run in runs]
     if np.isinf(steps).all():
-        return "never | "
+        return "never | -"
     missed = f" ({int(np.isinf(steps).sum())} never)" if np.isinf(steps).any() else ""
     mean = float(np.mean([step for step in steps if step < np.inf]))
     return f"{mean:.0f}{missed} | {mean * _flops(runs[0]):.1e}"
@@ -105,7 +105,7 @@ def _differences(task: str, methods: dict[str, Results]) -> None:
 def _checks(results: Results) -> None:
     counted = [count for run in results for count in run["differing_votes"].values()]
     if counted:
-        print(f"\nVotes that forward mode casts otherwise: {sum(counted)} of {128 * len(counted):,}.")
+        print(f"\nVotes that forward mode casts otherwise: {sum(counted)} of {S * len(counted):,}.")
 
 
 def report(results: Results, folder: Path) -> None:
@@ -124,38 +124,46 @@ def _draw(task: str, methods: dict[str, Results], out: Path) -> None:
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
-    figure = Figure(figsize=(11, 10.5), dpi=110, layout="constrained")
+    figure = Figure(figsize=(11, 11), dpi=90, layout="constrained")
     FigureCanvasAgg(figure)
     axes = figure.subplots(3, 2)
     for name, runs in methods.items():
         _curves(axes, name, runs)
-    for row, (label, log) in enumerate((("held-out accuracy", False), ("held-out bits", True), ("k", True))):
-        for column, across in enumerate(("steps", "floating-point operations")):
-            axis = axes[row, column]
-            axis.set_xlabel(across)
-            axis.set_ylabel(label if row < 2 else "non-zeros k of a perturbation")
-            axis.set_xscale("log" if column else "linear")
-            axis.set_yscale("log" if log else "linear")
-            axis.grid(alpha=0.25)
-    axes[0, 0].legend(fontsize=8)
+    for axis, across, label, log in (
+        (axes[0, 0], "steps", "held-out accuracy", False),
+        (axes[0, 1], "floating-point operations", "held-out accuracy", False),
+        (axes[1, 0], "steps", "held-out bits", task == "digits"),
+        (axes[1, 1], "floating-point operations", "held-out bits", task == "digits"),
+        (axes[2, 0], "steps", "training loss, nats", task == "digits"),
+        (axes[2, 1], "steps", "non-zeros k of a perturbation", True),
+    ):
+        axis.set(xlabel=across, ylabel=label, xscale="linear" if across == "steps" else "log")
+        axis.set_yscale("log" if log else "linear")
+        axis.grid(alpha=0.25)
+    if task == "digits":
+        axes[2, 0].set_ylim(bottom=1e-3)
+    figure.legend(*axes[0, 0].get_legend_handles_labels(), loc="outside lower center", ncols=2, fontsize=9)
     seeds = sorted({len(runs) for runs in methods.values()})
-    figure.suptitle(f"{NAMES[task]}: mean and standard error of {'-'.join(map(str, seeds))} seeds")
+    figure.suptitle(f"{NAMES[task]}: mean and standard error of {' or '.join(map(str, seeds))} seeds")
     figure.savefig(out)
 
 
 def _curves(axes: Any, name: str, runs: Results) -> None:
+    colour, flops = COLOURS[name], _flops(runs[0])
     curves = np.array([run["held_out"] for run in runs])
     steps = curves[0, :, 0]
     for row, column in ((0, 2), (1, 1)):
-        values = curves[:, :, column]
-        error = values.std(axis=0, ddof=1) / len(runs) ** 0.5 if len(runs) > 1 else np.zeros(len(steps))
-        for axis, scale in zip(axes[row], (1.0, _flops(runs[0])), strict=True):
-            part = slice(1 if scale > 1 else 0, None)
-            x, y, e = steps[part] * scale, values.mean(axis=0)[part], error[part]
-            axis.plot(x, y, color=COLOURS[name], lw=1.6, label=METHODS[name].label)
-            axis.fill_between(x, y - e, y + e, color=COLOURS[name], alpha=0.2, lw=0)
+        _band(axes[row, 0], steps, curves[:, :, column], colour, METHODS[name].label)
+        _band(axes[row, 1], steps[1:] * flops, curves[:, 1:, column], colour)
+    _band(axes[2, 0], steps[:-1], np.array([run["loss"] for run in runs]), colour)
     if runs[0]["nonzeros"][0]:
         counts = np.exp(np.log(np.array([run["nonzeros"] for run in runs])).mean(axis=0))
-        for axis, scale in zip(axes[2], (1.0, _flops(runs[0])), strict=True):
-            part = slice(1 if scale > 1 else 0, None)
-            axis.step(steps[:-1][part] * scale, counts[part], where="post", color=COLOURS[name], lw=1.6)
+        axes[2, 1].step(steps[:-1], counts, where="post", color=colour, lw=1.6)
+
+
+def _band(axis: Any, x: Any, values_RX: Any, colour: str, label: str | None = None) -> None:
+    """Mean and standard error over the runs."""
+    mean, runs = values_RX.mean(axis=0), len(values_RX)
+    error = values_RX.std(axis=0, ddof=1) / runs**0.5 if runs > 1 else np.zeros(len(mean))
+    axis.plot(x, mean, color=colour, lw=1.6, label=label)
+    axis.fill_between(x, mean - error, mean + error, color=colour, alpha=0.2, lw=0)
