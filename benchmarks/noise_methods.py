@@ -149,7 +149,7 @@ def eggroll(problem: Problem, steps: int, pairs: int, sigma: float, rate: float)
 
     Pair q: a rank-1 matrix a b^T of standard normals for each matrix, normals for each vector; both signs times sigma
     are added to the latents, ternarised, and judged on the batch; its vote is the sign of the difference of losses.
-    Latents move by rate / sqrt(pairs) times the sum of vote x noise, and are clamped.
+    Latents move by rate / sqrt(pairs) times the sum of vote x noise, and are clamped; the rate falls linearly to 0.
     """
     torch.set_num_threads(1)
     generator = torch.Generator().manual_seed(problem.config.seed)
@@ -165,7 +165,7 @@ def eggroll(problem: Problem, steps: int, pairs: int, sigma: float, rate: float)
             with torch.no_grad():
                 up, down = (loss(torch, problem, _ternary(latents + s * sigma * noise), batch) for s in (1, -1))
             total += float(torch.sign(down - up)) * noise
-        latents = (latents + rate / pairs**0.5 * total).clamp(-1, 1)
+        latents = (latents + rate * (1 - step / steps) / pairs**0.5 * total).clamp(-1, 1)
     yield State(float("nan"), _int8(latents), 0)
 
 
@@ -209,7 +209,7 @@ METHODS = {
     "signsgd": _ste("SignSGD with STE, tuned", 1, rate=3e-2, spread=True, adam=False, decay=True),
     "eggroll": Method(
         "EGGROLL on latents",
-        partial(eggroll, pairs=PAIRS, sigma=0.1, rate=0.1),
+        partial(eggroll, pairs=PAIRS, sigma=0.1, rate=0.05),
         (),
         1 + 2 * PAIRS,
         lambda _: PAIRS * 8 / 5,
