@@ -179,7 +179,7 @@ class SimulatedPool:
     def _evaluate(self, worker: _Worker, lease: Lease) -> LeaseResult:
         pace = max(0.9, self._rng.gauss(1.0, self.costs.jitter)) if self.costs.jitter else 1.0
         seconds = pace * self.costs.evaluation(2 * lease.num_units, self._text)
-        self.evaluating += seconds
+        self.evaluating += seconds if worker is not self._workers[HEAD] else 0.0
         worker.free += self.costs.host + seconds
         return LeaseResult(
             self._run, lease, 0, -1, 1, _digest(lease.generation), 2 * lease.num_units * self._text, seconds,
