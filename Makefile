@@ -7,15 +7,18 @@ NATIVE := $(shell find workers/ops/native -name '*.cpp' -o -name '*.hpp' -o -nam
 
 .PHONY: install train test lint sanitize amx aarch64 wheel local-cluster bench noise-step-experiments clean
 
+# Training needs little of what the tests need, which have PyTorch, a type checker and more.
 install: $(VENV)/installed
 
-$(VENV)/installed: pyproject.toml constraints.txt $(NATIVE)
+$(VENV)/installed: EXTRAS := dev
+$(VENV)/trains: EXTRAS := plot
+$(VENV)/installed $(VENV)/trains: pyproject.toml constraints.txt $(NATIVE)
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Python 3.11 or newer is needed: make PYTHON=python3.12")'
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
-	$(BIN)/pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[dev]'
-	touch $@
+	$(BIN)/pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[$(EXTRAS)]'
+	touch $(VENV)/trains $@
 
-train: install
+train: $(VENV)/trains
 	$(BIN)/es-service train $(PRESET)
 
 test: install
@@ -31,13 +34,18 @@ lint: install
 sanitize amx aarch64: install
 	PYTHON=$(abspath $(BIN)/python) tests/native/$@.sh
 
+# The wheel is for the Python of $(VENV) and for Linux machines with a C library like this one's or newer.
 # dist then holds this wheel alone, the pins of what it needs, and what installs them on the nodes of a cluster.
-wheel: install
+wheel: $(VENV)/trains
+ifneq ($(origin PYTHON),file)
+	@test "$$($(PYTHON) -V)" = "$$($(BIN)/python -V)" || { echo "$(VENV) has $$($(BIN)/python -V), and the wheel" \
+	  "would be for it: make wheel PYTHON=$(PYTHON) VENV=.venv-wheel"; exit 1; }
+endif
 	rm -rf dist && mkdir dist && cp constraints.txt cluster/setup.sh dist
 	$(BIN)/pip wheel --quiet --no-deps --constraint constraints.txt --wheel-dir dist .
 
 # Several Ray nodes on this machine, until Ctrl-C; NODES=4 for more.
-local-cluster: install
+local-cluster: $(VENV)/trains
 	PATH=$(abspath $(BIN)):$$PATH cluster/local.sh $(NODES)
 
 bench: install
@@ -45,7 +53,6 @@ bench: install
 
 # The runs of docs/noise-step-experiments.md that its results lack, then its tables and plots.
 noise-step-experiments: install
-	$(BIN)/pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[dev,torch]'
 	$(BIN)/python -m benchmarks.noise_step run
 	$(BIN)/python -m benchmarks.noise_step report
 

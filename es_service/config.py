@@ -129,7 +129,7 @@ class DeploymentConfig(_Config):
     """Where the run's files are also kept, below its name: `s3://bucket/runs`, `gs://bucket/runs`,
     `file:///mnt/nfs/runs`, or what else fsspec knows. Empty: nowhere."""
     storage_every_seconds: float = Field(30.0, gt=0)
-    """Seconds between uploads to `storage_url`: the most that a lost disk can cost."""
+    """Seconds between uploads to `storage_url`: a lost disk costs as much, and the upload under way."""
     evaluate_every: int = Field(20, ge=1)
     """Generations between held-out evaluations; the first and the last are always evaluated."""
     evaluation_rows: int = Field(1024, ge=1, le=1 << 20)

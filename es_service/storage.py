@@ -251,7 +251,8 @@ class Uploader:
 
     def _sync(self) -> int:
         """Store what is new; returns the bytes written, but for the logs, which are only stored along with the rest."""
-        stored = self._sync_config() + self._sync_keyframes() + self._sync_growing(_JOURNAL, self._writer.bytes)
+        stored = self._sync_config() + self._sync_growing(_JOURNAL, self._writer.bytes)
+        stored += self._sync_keyframes()  # after the journal, which needs none of them
         if stored or self._closing.is_set():
             for file in _LOGS:
                 self._sync_growing(file, self._size(file))
@@ -270,7 +271,10 @@ class Uploader:
         for generation in keyframes.list_generations(self._directory.keyframes_path):
             name = f"{generation}.safetensors"
             if name not in self._saved:
-                data = (self._directory.keyframes_path / name).read_bytes()
+                try:
+                    data = (self._directory.keyframes_path / name).read_bytes()
+                except FileNotFoundError:
+                    continue  # no longer among the newest
                 self._storage.write(f"keyframes/{name}", data)
                 self._saved.add(name)
                 stored += len(data)

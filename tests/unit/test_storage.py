@@ -108,6 +108,24 @@ def test_old_keyframes_are_removed_there_too(tiny_config, url):
 # What goes wrong there.
 
 
+def test_keyframes_hold_up_no_journal(tiny_config, tmp_path, monkeypatch):
+    """Neither one that cannot be written there nor one that is removed here before it is read."""
+    write, generations = Storage.write, module.keyframes.list_generations
+
+    def too_big(self, name, data):
+        if name.startswith("keyframes/4."):
+            raise OSError("too big")
+        write(self, name, data)
+
+    monkeypatch.setattr(module.keyframes, "list_generations", lambda path: [1, *generations(path)])
+    monkeypatch.setattr(Storage, "write", too_big)
+    url = f"file://{tmp_path}/storage"
+    run = train(tiny_config(deployment__storage_url=url))
+    assert fetched(url, run.directory.name, tmp_path).journal_path.read_bytes() == run.journal
+    reasons = [event["reason"] for event in run.directory.events() if event["kind"] == "storage_failed"]
+    assert reasons == ["OSError: too big"]
+
+
 def test_an_outage_is_two_events_and_the_rest_is_stored_later(tiny_config, tmp_path, monkeypatch):
     write, failures = Storage.write, []
 
