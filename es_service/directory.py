@@ -15,8 +15,9 @@ from typing import Any
 from pydantic import ValidationError
 
 from es_service.config import NAME_PATTERN, RunConfig, explain
+from es_service.durable import write_atomically
 from es_service.errors import ConfigError, RunError
-from es_service.journal_writer import LOCK_FILE, write_atomically
+from es_service.journal_writer import LOCK_FILE
 
 __all__ = ["RunDirectory", "check_name", "next_name", "parse_line"]
 

@@ -32,7 +32,8 @@ def follow(handle: Handle) -> Finish:
                 show.show(status)
                 if status.alarm != alarm:
                     alarm = status.alarm
-                    show.note(f"warning: {alarm}")
+                    if alarm:
+                        show.note(f"warning: {alarm}")
             except KeyboardInterrupt:
                 asked += 1
                 if asked > 1:

@@ -12,8 +12,8 @@ from prometheus_client import CollectorRegistry, start_http_server
 
 from es_service.config import DeploymentConfig
 from es_service.directory import RunDirectory
+from es_service.durable import write_atomically
 from es_service.errors import ConfigError
-from es_service.journal_writer import write_atomically
 
 __all__ = ["Exporter"]
 

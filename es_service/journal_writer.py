@@ -1,7 +1,4 @@
-"""The one writer of a journal: lock, epoch, append, fsync. The guarantees are in docs/journal.md.
-
-Also here, because the journal's directory needs them first: files that appear whole or not at all.
-"""
+"""The one writer of a journal: lock, epoch, append, fsync. The guarantees are in docs/journal.md."""
 
 from __future__ import annotations
 
@@ -17,6 +14,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
+from es_service.durable import write_atomically
 from es_service.errors import ConfigError, JournalError, RunError
 from es_service.journal import (
     MAGIC,
@@ -30,10 +28,11 @@ from es_service.journal import (
     scan,
 )
 
-__all__ = ["EPOCH_FILE", "LOCK_FILE", "JournalWriter", "check_spec", "sync_directory", "write_atomically"]
+__all__ = ["EPOCH_FILE", "LOCK_FILE", "JournalWriter", "check_spec"]
 
 LOCK_FILE = "journal.lock"
 EPOCH_FILE = "epoch"
+_LOCK_SECONDS = 1.0
 
 _REMEDIES = {
     errno.ENOSPC: "free space on its disk",
@@ -43,31 +42,6 @@ _REMEDIES = {
     errno.EROFS: "mount its disk writable",
     errno.EACCES: "make its directory writable",
 }
-
-
-def sync_directory(directory: Path) -> None:
-    """Make names that were created or renamed in `directory` durable."""
-    fd = os.open(directory, os.O_RDONLY | os.O_DIRECTORY)
-    try:
-        os.fsync(fd)
-    finally:
-        os.close(fd)
-
-
-def write_atomically(path: Path, *parts: bytes | memoryview) -> None:
-    """Replace `path` by a file of these bytes, durably: a crash leaves the old file or the new one."""
-    partial = path.with_name(path.name + ".tmp")
-    try:
-        with partial.open("wb") as file:
-            for part in parts:
-                file.write(part)
-            file.flush()
-            os.fsync(file.fileno())
-        partial.replace(path)
-    except BaseException:
-        partial.unlink(missing_ok=True)
-        raise
-    sync_directory(path.parent)
 
 
 class JournalWriter:
@@ -88,6 +62,7 @@ class JournalWriter:
         """Use `create` or `open`."""
         self.path = path
         self.bytes = contents.append_offset
+        self._close_bytes = contents.valid_bytes - contents.append_offset
         self.generation = len(contents.commits)
         self.fsync_seconds = 0.0
         self._header = contents.header
@@ -109,8 +84,9 @@ class JournalWriter:
 
     @classmethod
     def open(cls, path: Path, expected_spec: dict[str, Any] | None = None) -> tuple[JournalWriter, JournalContents]:
-        """Return the writer, and what the journal held before a torn tail and a close record were cut off.
+        """Return the writer, and what the journal held before a torn tail was cut off.
 
+        A close record stays until the first record is appended in its place: a resume that fails changes nothing.
         `ConfigError` if the spec that the next generation would have is not `expected_spec`, but for what may change.
         """
         with _explained(path, "cannot be looked at"):
@@ -121,7 +97,7 @@ class JournalWriter:
             contents = scan(path)
             if expected_spec is not None:
                 check_spec(path, contents.spec_at(len(contents.commits)), expected_spec)
-            _cut_tail(path, contents.append_offset)
+            _cut_tail(path, contents.valid_bytes)
             return cls(path, lock, epoch, contents), contents
 
     def append(self, record: Record) -> None:
@@ -139,6 +115,7 @@ class JournalWriter:
         try:
             self._check_epoch()
             self._check_file()
+            self._reopen()
             self._write(memoryview(data))
         except OSError as error:
             self._failure = error.strerror or str(error)
@@ -175,12 +152,19 @@ class JournalWriter:
 
     def _check_file(self) -> None:
         named, held = self.path.stat(), os.fstat(self._fd)
-        if (named.st_dev, named.st_ino) != (held.st_dev, held.st_ino) or held.st_size != self.bytes:
+        same = (named.st_dev, named.st_ino) == (held.st_dev, held.st_ino)
+        if not same or held.st_size != self.bytes + self._close_bytes:
             self._failure = "the file was changed by another program"
             raise RunError(
                 f"{self.path}: the file was replaced or is {held.st_size} bytes where this head left {self.bytes}: "
                 "another program changed it; this head writes nothing more. Resume the run to check the file"
             )
+
+    def _reopen(self) -> None:
+        """Cut off the close record, as the run goes on."""
+        if self._close_bytes:
+            os.ftruncate(self._fd, self.bytes)
+            self._close_bytes = 0
 
     def _write(self, data: memoryview) -> None:
         """At a fixed offset, so that a head that was overtaken cannot push its successor's records along."""
@@ -230,13 +214,20 @@ def _locked(path: Path) -> Iterator[int]:
 
 
 def _lock(lock: int, lock_path: Path) -> None:
-    try:
-        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError as error:
-        holder = os.pread(lock, 200, 0).decode(errors="replace").strip() or "another process"
-        raise RunError(
-            f"{lock_path.parent}: the run is in use by {holder}; stop that first, or choose another name"
-        ) from error
+    """Take the lock; waits a little, as `status` holds it for a moment and a killed head until it is gone."""
+    deadline = time.monotonic() + _LOCK_SECONDS
+    while True:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            break
+        except BlockingIOError as error:
+            if time.monotonic() < deadline:
+                time.sleep(_LOCK_SECONDS / 20)
+                continue
+            holder = os.pread(lock, 200, 0).decode(errors="replace").strip() or "another process"
+            raise RunError(
+                f"{lock_path.parent}: the run is in use by {holder}; stop that first, or choose another name"
+            ) from error
     me = f"{_me()}\n".encode()
     os.pwrite(lock, me, 0)
     os.ftruncate(lock, len(me))

@@ -18,8 +18,8 @@ import numpy as np
 import numpy.typing as npt
 from safetensors import SafetensorError, safe_open
 
+from es_service.durable import sync_directory, write_atomically
 from es_service.errors import KeyframeError
-from es_service.journal_writer import sync_directory, write_atomically
 from es_service.types import Int8Array, Layout
 
 __all__ = [

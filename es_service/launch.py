@@ -5,8 +5,10 @@ from __future__ import annotations
 import logging
 import os
 import secrets
+import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager, nullcontext, suppress
+from dataclasses import replace
 from typing import Any, TypeVar
 
 from es_service.config import RunConfig
@@ -20,6 +22,7 @@ from es_service.journal_writer import check_spec
 from es_service.pools import Pool
 from es_service.session import open_session, with_corpus
 from es_service.storage import open_storage
+from es_service.telemetry import Status
 from es_service.wiring import kernels
 
 __all__ = ["launch", "look", "node_cores", "scale", "stop"]
@@ -27,6 +30,12 @@ __all__ = ["launch", "look", "node_cores", "scale", "stop"]
 _T = TypeVar("_T")
 _OBJECT_STORE_BYTES = 128 << 20
 """Messages are small, so a local Ray needs little; its default is 30 % of the memory."""
+_HEAD_RESTARTS = 10
+"""Deaths of its head that a run survives without a `resume`."""
+_ABANDONED_SECONDS = 5.0
+"""A head that has missed its driver for so long, ten beats, may be replaced by a `resume`."""
+_LOOK_SECONDS = 1.0
+_HEAD_DIED = "the head died and is started again"
 
 
 def node_cores() -> int:
@@ -132,17 +141,24 @@ def make_local_pool(config: RunConfig, corpus: Corpus) -> Pool:
 
 
 class ActorHandle:
-    """A run whose head is an actor."""
+    """A run whose head is an actor, which Ray starts again where its process dies."""
 
     def __init__(self, head: Any, detach: bool) -> None:
         self._head = head
         self._detach = detach
         self._run = head.run.remote()
-        _get(head.heartbeat.remote())  # both calls have arrived, whatever becomes of this process
+        self._status: Status = _get(head.heartbeat.remote())  # both calls have arrived, whatever becomes of us
 
-    def heartbeat(self) -> Any:
-        """See `Handle`."""
-        return _get(self._head.heartbeat.remote())
+    def heartbeat(self) -> Status:
+        """See `Handle`. While the head is started again: what it said last, and that it died."""
+        from ray.exceptions import RayActorError
+
+        try:
+            status = _answer(self._head.heartbeat.remote())
+        except RayActorError:  # for good, if `wait` says so
+            status = None
+        self._status = status or replace(self._status, alarm=_HEAD_DIED)
+        return self._status
 
     def stop(self, reason: str) -> None:
         """See `Handle`."""
@@ -178,30 +194,54 @@ def _launch_actor(config: RunConfig, directory: RunDirectory, resume: bool, alon
     here = ray.get_runtime_context().get_node_id()
     head_node = next((n["NodeID"] for n in nodes if "node:__internal_head__" in n["Resources"]), here)
     head_class: Any = ray.remote(HeadActor)
+    exporters = [f"{node['NodeManagerAddress']}:{node['MetricsExportPort']}" for node in nodes] if alone else []
     name = actor_name(directory.name)
+    head_class = head_class.options(
+        name=name,
+        namespace=NAMESPACE,
+        lifetime="detached",
+        num_cpus=config.deployment.head_num_cpus,
+        max_restarts=_HEAD_RESTARTS,
+        max_concurrency=8,
+        scheduling_strategy=NodeAffinitySchedulingStrategy(head_node, soft=False),
+    )
+    if resume:
+        _end_abandoned(name)
+    runs_dir = str(directory.path.absolute().parent)
     try:
-        head = head_class.options(
-            name=name,
-            namespace=NAMESPACE,
-            lifetime="detached",
-            num_cpus=config.deployment.head_num_cpus,
-            max_restarts=0,
-            max_concurrency=8,
-            scheduling_strategy=NodeAffinitySchedulingStrategy(head_node, soft=False),
-        ).remote(
-            config.model_dump_json(), str(directory.path.absolute().parent), directory.name, kernels, make_ray_pool
-        )
+        head = head_class.remote(config.model_dump_json(), runs_dir, directory.name, kernels, make_ray_pool, exporters)
     except ValueError as error:  # the name is taken
         raise RunError(
             f"a run {directory.name!r} is under way on this cluster: stop it with `es-service stop`"
         ) from error
-    exporters = [f"{node['NodeManagerAddress']}:{node['MetricsExportPort']}" for node in nodes] if alone else []
     try:
-        about = _get(head.open.remote(resume, exporters))
+        about = _get(head.open.remote(resume))
     except BaseException:
         ray.kill(head, no_restart=True)
         raise
     return ActorHandle(head, config.deployment.detach), about
+
+
+def _end_abandoned(name: str) -> None:
+    """End the head of this name if it has lost its driver: nothing committed is lost, and this driver takes over."""
+    import ray
+    from ray.exceptions import GetTimeoutError, RayActorError
+
+    from es_service.head import NAMESPACE
+
+    with suppress(ValueError, GetTimeoutError, RayActorError):  # there is none (any more), or it cannot be asked
+        head = ray.get_actor(name, namespace=NAMESPACE)
+        silence: float = -_LOOK_SECONDS
+        while silence < _ABANDONED_SECONDS:
+            last = silence
+            answer: Any = head.silence.remote()
+            silence = float(ray.get(answer, timeout=_ABANDONED_SECONDS))
+            if silence < last + _LOOK_SECONDS / 2:
+                return  # its driver lives
+            time.sleep(_LOOK_SECONDS)
+        ray.kill(head, no_restart=True)
+        while ray.get_actor(name, namespace=NAMESPACE):
+            time.sleep(_LOOK_SECONDS / 10)
 
 
 def make_ray_pool(config: RunConfig, corpus: Corpus) -> Pool:
@@ -259,15 +299,23 @@ def _connect(address: str | None) -> None:
         raise BackendError(f"cannot {where}: {error}; or train without Ray: --set deployment.pool=local") from error
 
 
-def _get(ref: Any) -> Any:
+def _answer(ref: Any) -> Any:
     """`ray.get` that raises the error as it was raised in the actor."""
     import ray
-    from ray.exceptions import RayActorError, RayTaskError
+    from ray.exceptions import RayTaskError
 
     try:
         return ray.get(ref)
     except RayTaskError as error:
         raise error.cause from None
+
+
+def _get(ref: Any) -> Any:
+    """The same for an answer without which there is no going on."""
+    from ray.exceptions import RayActorError
+
+    try:
+        return _answer(ref)
     except RayActorError as error:
         raise RunError(
             f"the head is gone ({error.error_msg or type(error).__name__}); nothing committed is lost: "

@@ -175,6 +175,8 @@ def _resume(config: RunConfig, directory: RunDirectory, ops: Ops) -> _Start:
         directory.write_config(config)
         directory.stop_path.unlink(missing_ok=True)
         directory.scale_path.unlink(missing_ok=True)
+        for half in directory.keyframes_path.glob(".*.tmp"):
+            half.unlink(missing_ok=True)
         if contents.torn_bytes:
             directory.log_event("torn_tail", bytes=contents.torn_bytes, reason=contents.torn)
         replay = Replay(contents, config, directory, ops)

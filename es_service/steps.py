@@ -18,9 +18,9 @@ from zlib import crc32
 import numpy as np
 
 from es_service.coding import decode, encode, read_varint, varint, zigzag
+from es_service.durable import write_atomically
 from es_service.errors import MessageError, StepsError
 from es_service.journal import MAX_PAYLOAD_BYTES, canonical_json
-from es_service.journal_writer import write_atomically
 from es_service.types import Int8Array
 from es_service.votes import VOTES_PER_BYTE
 

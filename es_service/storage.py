@@ -18,9 +18,10 @@ from typing import Any
 from es_service import keyframes
 from es_service.config import RunConfig
 from es_service.directory import RunDirectory, check_name
+from es_service.durable import write_atomically
 from es_service.errors import ConfigError, RunError
 from es_service.journal import Close, encode
-from es_service.journal_writer import JournalWriter, write_atomically
+from es_service.journal_writer import JournalWriter
 
 __all__ = ["SEGMENT_BYTES", "Storage", "Uploader", "fetch", "open_storage"]
 

@@ -128,6 +128,10 @@ class Telemetry:
             del self._given[key]
             self.metrics.lease_events.labels("expired").inc()
 
+    def restarted(self) -> None:
+        """The head is there in place of one that died."""
+        self._show(alarm=f"the head died; another goes on from generation {self.status.generation}")
+
     def scaled(self, workers: int) -> None:
         """Another number of workers was asked for."""
         self.directory.log_event("scaled", workers=workers)

@@ -13,8 +13,9 @@ from es_service.commands.display import progress
 from es_service.commands.sources import Model, check_generation, parent_exists, save_export
 from es_service.config import RunConfig
 from es_service.directory import RunDirectory
+from es_service.durable import sync_directory
 from es_service.errors import ConfigError, RunError
-from es_service.journal_writer import JournalWriter, sync_directory
+from es_service.journal_writer import JournalWriter
 from es_service.rebuild import Rebuild
 from es_service.types import Layout, Part, TensorSpec
 from es_service.wiring import kernels

@@ -17,8 +17,8 @@ from es_service.commands.texts import cached_corpus, held_out_baselines
 from es_service.config import RunConfig
 from es_service.data import Baselines
 from es_service.directory import RunDirectory
+from es_service.durable import write_atomically
 from es_service.errors import BackendError, RunError
-from es_service.journal_writer import write_atomically
 from es_service.problem import figure_of, is_classifier, is_egg, scored, training_score
 from es_service.telemetry import bits_per_byte
 

@@ -14,7 +14,6 @@ import logging
 import os
 import platform
 import shutil
-import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
@@ -25,6 +24,7 @@ import numpy as np
 
 from es_service.data.corpus import Corpus, content_hash, split_digest
 from es_service.data.writer import HEADER_BYTES, SPLITS, CorpusWriter, npy_header
+from es_service.durable import sync_directory, write_atomically
 from es_service.errors import DataError
 from es_service.types import UInt8Array
 
@@ -74,7 +74,7 @@ class Cache:
         """Let `find` know what a config gives."""
         index = self.root / "index"
         index.mkdir(parents=True, exist_ok=True)
-        _write_whole(index / fingerprint, wanted + "\n")
+        write_atomically(index / fingerprint, f"{wanted}\n".encode())
 
     @contextmanager
     def writer(self, fingerprint: str, max_bytes: int | None) -> Iterator[CorpusWriter]:
@@ -113,12 +113,12 @@ class Cache:
         return corpus
 
     def _put(self, written: Path, folder: Path) -> None:
-        _sync(written)
+        sync_directory(written)
         if folder.exists():
             folder.rename(written / "damaged")
         written.rename(folder)
         shutil.rmtree(folder / "damaged", ignore_errors=True)
-        _sync(folder.parent)
+        sync_directory(folder.parent)
 
     def _folder(self, wanted: str) -> Path:
         return self.root / "corpora" / wanted
@@ -132,7 +132,7 @@ def _read(folder: Path, wanted: str) -> Corpus:
         _check(splits, wanted)
         # A cache that cannot be written to still serves; it is only hashed at every start.
         with suppress(OSError):
-            _write_whole(folder / "verified.json", json.dumps({"content_hash": wanted, "files": stamp}))
+            write_atomically(folder / "verified.json", json.dumps({"content_hash": wanted, "files": stamp}).encode())
     train, held_out = splits
     return Corpus(train, held_out, wanted, str(about["name"]))
 
@@ -165,23 +165,3 @@ def _verified(folder: Path) -> Any:
         return json.loads((folder / "verified.json").read_text())
     except (OSError, ValueError):
         return None
-
-
-def _write_whole(path: Path, text: str) -> None:
-    """Write a small file so that readers see the old one or the new one."""
-    part = path.with_name(f".{uuid.uuid4().hex}")
-    with part.open("w") as file:
-        file.write(text)
-        file.flush()
-        os.fsync(file.fileno())
-    part.replace(path)
-    _sync(path.parent)
-
-
-def _sync(folder: Path) -> None:
-    """Make renames in a folder durable."""
-    descriptor = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import signal
 import urllib.request
 
@@ -13,6 +14,7 @@ from rays import GENERATIONS, commits, finish, run, wait_for, worker_pids
 from es_service import launch as launch_module
 from es_service.config import load
 from es_service.directory import RunDirectory
+from es_service.driver import follow
 from es_service.errors import DataError, RunError
 from es_service.journal import scan
 from es_service.launch import launch
@@ -85,14 +87,17 @@ def test_a_killed_worker_is_replaced_and_leaves_no_trace(make_config, ray_addres
     assert any(event["kind"] == "worker_gone" for event in directory.events())
 
 
-def test_a_killed_head_loses_nothing_committed(make_config, ray_address, undisturbed):
+def test_a_head_that_was_ended_for_good_loses_nothing_committed(make_config, ray_address, undisturbed):
     import ray
 
     config = make_config(workers=1)
     directory = RunDirectory(config.deployment.runs_dir, "beheaded")
 
+    killed = []
+
     def kill_head(status):
-        if status.generation >= 3:
+        if status.generation >= 3 and not killed:
+            killed.append(True)
             ray.kill(ray.get_actor("head-beheaded", namespace="es-service"))
 
     started = launch(config, directory, resume=False, address=ray_address)
@@ -102,6 +107,42 @@ def test_a_killed_head_loses_nothing_committed(make_config, ray_address, undistu
     with launch(config, directory, resume=True, address=ray_address) as (handle, _):
         assert finish(handle).reason == "goal"
     assert directory.journal_path.read_bytes() == undisturbed
+
+
+def pid_of_head(directory):
+    """Process id of the one that holds the journal."""
+    holder = directory.holder()
+    return int(re.match(r"pid (\d+) ", holder).group(1)) if holder else None
+
+
+def test_a_head_whose_process_is_killed_is_started_again_and_goes_on(make_config, ray_address, capsys):
+    """Twice: Ray starts another, which resumes from the journal; the driver says so and sees the end."""
+    config = make_config(workers=2, generations=1_000_000)
+    directory = RunDirectory(config.deployment.runs_dir, "headless")
+    killed, reached = [], [0]
+
+    def kill_head(status):
+        pid = pid_of_head(directory)
+        if status.generation < reached[-1] + 3 or status.workers < 1 or not pid or pid in killed:
+            return status
+        if len(killed) == 2:
+            handle.stop("enough")
+        elif killed or directory.ask_scale(3) or not wait_for(lambda: not directory.scale_path.exists()):
+            killed.append(pid)
+            reached.append(commits(directory))
+            os.kill(pid, signal.SIGKILL)
+        return status
+
+    with launch(config, directory, resume=False, address=ray_address) as (handle, _):
+        beat = handle.heartbeat
+        handle.heartbeat = lambda: kill_head(beat())
+        end = follow(handle)
+    same = run(make_config(pool="local", generations=end.generation), "same", None)
+    assert directory.journal_path.read_bytes() == same
+    assert [event["workers"] for event in directory.events() if event["kind"] == "restarted"] == [3, 3]
+    resumed_at = [event["generation"] for event in directory.events() if event["kind"] == "resumed"]
+    out = capsys.readouterr().out
+    assert [f"the head died; another goes on from generation {g}" in out for g in resumed_at] == [True, True]
 
 
 def test_a_killed_driver_stops_the_head_at_a_commit(make_config, ray_address, cli):
@@ -123,6 +164,29 @@ def test_a_killed_driver_stops_the_head_at_a_commit(make_config, ray_address, cl
     assert again.returncode == 0, output
     journal, other = directory.journal_path.read_bytes(), run(make_config(pool="local", generations=goal), "same", None)
     assert journal == other
+
+
+@pytest.mark.parametrize("head_too", [False, True], ids=["driver", "driver and head"])
+def test_a_killed_driver_is_replaced_by_a_resume_at_once(make_config, ray_address, cli, head_too):
+    """It need not wait for `heartbeat_timeout_seconds`, 60: a head without a driver is taken over."""
+    config = make_config(workers=2, heartbeat_timeout_seconds=600)
+    directory = RunDirectory(config.deployment.runs_dir, "orphan")
+    source = directory.path.parent / "orphan.toml"
+    source.write_text(_toml(config))
+    flags = ["--runs-dir", directory.path.parent, "--address", ray_address]
+    driver = cli("train", source, "--name", "orphan", *flags, "--set", "deployment.generations=100000")
+    wait_for(lambda: commits(directory) > 1)
+    driver.kill()
+    driver.communicate()
+    if head_too:
+        os.kill(pid_of_head(directory), signal.SIGKILL)
+    goal = commits(directory) + 50
+    again = cli("resume", "orphan", *flags, "--set", f"deployment.generations={goal}")
+    output, _ = again.communicate(timeout=120)
+    assert again.returncode == 0, output
+    reached = commits(directory)
+    same = run(make_config(pool="local", generations=reached), "same", None)
+    assert directory.journal_path.read_bytes() == same
 
 
 def _toml(config):
@@ -158,14 +222,15 @@ def test_a_run_in_use_cannot_be_opened_twice(make_config, ray_address, cli):
     directory = RunDirectory(config.deployment.runs_dir, "busy")
     with launch(config, directory, resume=False, address=ray_address) as (handle, _):
         wait_for(lambda: commits(directory) > 0)
-        second = cli("resume", "busy", "--runs-dir", directory.path.parent, "--set", "deployment.pool=local")
-        output, _ = second.communicate(timeout=60)
-        assert second.returncode == 3
-        assert "in use" in output
-        third = cli("resume", "busy", "--runs-dir", directory.path.parent, "--address", ray_address)
-        output, _ = third.communicate(timeout=60)
-        assert third.returncode == 3, output
-        assert "under way on this cluster" in output
+        for place, message in (
+            (["--set", "deployment.pool=local"], "in use"),
+            (["--address", ray_address], "under way on this cluster"),
+        ):
+            other = cli("resume", "busy", "--runs-dir", directory.path.parent, *place)
+            wait_for(lambda: handle.heartbeat() and other.poll() is not None)  # noqa: B023 - called at once
+            output, _ = other.communicate(timeout=60)
+            assert other.returncode == 3, output
+            assert message in output
         handle.stop("enough")
         assert finish(handle).reason == "enough"
 

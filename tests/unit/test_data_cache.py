@@ -257,7 +257,7 @@ def test_a_read_only_cache_serves(
     def refuse(path: Path, text: str) -> None:
         raise PermissionError(path)
 
-    monkeypatch.setattr("es_service.data.cache._write_whole", refuse)
+    monkeypatch.setattr("es_service.data.cache.write_atomically", refuse)
     assert load_corpus(config, tmp_path / "cache").train.size == 14
     assert len(builds) == 1
 

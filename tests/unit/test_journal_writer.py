@@ -1,12 +1,14 @@
 """The journal's writer: nothing lost, nothing claimed that is not durable, never two at once."""
 
 import errno
+import fcntl
 import os
 import pickle
 import shutil
 import signal
 import subprocess
 import sys
+import threading
 from pathlib import Path
 
 import pytest
@@ -14,9 +16,10 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from es_service import journal_writer
+from es_service.durable import write_atomically
 from es_service.errors import ConfigError, JournalError, RunError
 from es_service.journal import MAGIC, Change, Close, Commit, Header, encode, scan
-from es_service.journal_writer import JournalWriter, write_atomically
+from es_service.journal_writer import LOCK_FILE, JournalWriter
 
 HEADER = Header({"seed": 7, "model": {"kind": "egg", "width": 16}}, 99)
 
@@ -168,10 +171,16 @@ def test_resume_after_close_gives_the_bytes_of_an_undisturbed_run(tmp_path):
     writer, contents = JournalWriter.open(path)
     with writer:
         assert contents.close == Close(1, 4)
-        assert path.stat().st_size == contents.append_offset == writer.bytes
+        assert contents.append_offset == writer.bytes
         writer.append(commit(1))
         writer.append(Close(2, 5))
     assert path.read_bytes() == expected
+
+
+def test_a_resume_that_comes_to_nothing_leaves_a_finished_run_finished(path):
+    before = written(path, commit(0), Close(1, 4))
+    JournalWriter.open(path)[0].close()
+    assert path.read_bytes() == before
 
 
 def test_another_config_is_refused_by_field(path):
@@ -280,7 +289,7 @@ import resource, sys
 from pathlib import Path
 from es_service.errors import JournalError
 from es_service.journal import Commit
-from es_service.journal_writer import JournalWriter
+from es_service.journal_writer import LOCK_FILE, JournalWriter
 path = Path(sys.argv[1])
 writer, _ = JournalWriter.open(path)
 limit = writer.bytes + 30
@@ -330,10 +339,19 @@ def test_a_second_writer_is_told_who_holds_the_run(path, writer):
     writer.append(commit(0))
 
 
+def test_a_glance_of_status_does_not_keep_a_resume_out(path, writer):
+    """It holds the lock, shared, for a moment."""
+    writer.close()
+    glance = os.open(path.parent / LOCK_FILE, os.O_RDONLY)
+    fcntl.flock(glance, fcntl.LOCK_SH)
+    threading.Timer(0.2, os.close, [glance]).start()
+    JournalWriter.open(path)[0].close()
+
+
 HOLD = """
 import sys, time
 from pathlib import Path
-from es_service.journal_writer import JournalWriter
+from es_service.journal_writer import LOCK_FILE, JournalWriter
 writer, _ = JournalWriter.open(Path(sys.argv[1]))
 print("open", flush=True)
 time.sleep(60)
@@ -458,6 +476,9 @@ def test_any_history_of_faults_and_resumes_leaves_the_journal_of_its_records(tmp
             writer, contents = JournalWriter.open(path)
             if kept and isinstance(kept[-1], Close):
                 assert contents.close == kept.pop()
+                assert path.read_bytes() == _journal([*kept, contents.close]), "it stays until the run goes on"
+                writer.append(commit(sum(isinstance(record, Commit) for record in kept)))
+                kept.append(commit(sum(isinstance(record, Commit) for record in kept)))
             continue
         done = sum(isinstance(record, Commit) for record in kept)
         record = {"change": Change(done, {"seed": len(kept)}), "close": Close(done, 5)}.get(step, commit(done))
@@ -508,10 +529,10 @@ def test_write_atomically_syncs_the_file_then_its_name(tmp_path, monkeypatch):
     path, synced, fsync = tmp_path / "file", [], os.fsync
 
     def record(fd):
-        synced.append((str(Path(f"/proc/self/fd/{fd}").readlink()), path.exists()))
+        synced.append((Path(f"/proc/self/fd/{fd}").readlink().suffix, path.exists()))
         fsync(fd)
 
     monkeypatch.setattr(os, "fsync", record)
     write_atomically(path, b"one", b"two")
-    assert synced == [(f"{path}.tmp", False), (str(tmp_path), True)]
+    assert synced == [(".tmp", False), ("", True)]
     assert path.read_bytes() == b"onetwo"
