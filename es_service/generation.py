@@ -74,6 +74,7 @@ class Machine:
         self._phase = _Phase.OPEN
         self._stopping: str | None = None
         self._recorded: dict[int, int] = {}
+        self._attended = 0.0  # when there last was a worker that is not in quarantine, or none at all
         self._seconds: deque[float] = deque(maxlen=64)
         self._open()
 
@@ -94,7 +95,7 @@ class Machine:
                 return self._aggregated(generation, digest)
             case Tick(now):
                 self._tick(now)
-                return self._assign() + self._hedge()
+                return self._assign() + self._hedge() + self._give_up()
             case Stop(reason):
                 self._stopping = reason
                 return self._end(reason) if self._phase is _Phase.OPEN else []
@@ -126,6 +127,8 @@ class Machine:
             self.roster.start_clock(now)
             self._board.start_clock(now)
         self.now = now
+        if not self.roster.all_quarantined:
+            self._attended = now
 
     def _end(self, reason: str) -> list[Command]:
         self._phase = _Phase.ENDED
@@ -251,14 +254,21 @@ class Machine:
         for slot in self._board.withdraw(name):
             commands += self._weigh(slot)
         if self.roster.all_quarantined and self._phase is not _Phase.ENDED:
-            self._phase = _Phase.ENDED
-            commands.append(
-                Pause(
-                    f"generation {self.generation}: every worker is quarantined, the last was {name} ({reason}); "
-                    "look at their machines, or for a fault of their kernels with `es-service verify`, then resume"
-                )
-            )
+            commands.append(self._deserted(f"every worker is quarantined, the last was {name} ({reason})"))
         return commands
+
+    def _deserted(self, problem: str) -> Pause:
+        self._phase = _Phase.ENDED
+        return Pause(
+            f"generation {self.generation}: {problem}; look at their machines, or for a fault of their kernels with "
+            "`es-service verify`, then resume"
+        )
+
+    def _give_up(self) -> list[Command]:
+        """Pause where workers in quarantine are all that has been left for as long as a lease may take."""
+        if self._phase is not _Phase.OPEN or self.now - self._attended <= self.policy.lease_timeout:
+            return []
+        return [self._deserted(f"only workers in quarantine are left ({', '.join(self.workers)})")]
 
     def _reject(self, wrong: list[tuple[str, Slot, LeaseResult]], counts: bool = True) -> list[Command]:
         """Results cast on other parameters than the canonical ones: evaluate again, rebuild those replicas.

@@ -269,8 +269,8 @@ class _Reader:
         run, generation, first, units, attempt, *sums = self.take(LeaseResult.HEAD)
         total, low, high, digest, model_bytes, seconds = sums
         lease = Lease(generation, first, units, attempt)
-        if not 0 <= seconds < inf or low > high:  # NaN too
-            raise MessageError(f"a result in {seconds} s with scores {low} .. {high} is not possible")
+        if not 0 <= seconds < inf or low > high or abs(total) > units << 32:  # NaN too; two int32 scores a unit
+            raise MessageError(f"a result in {seconds} s with scores {low} .. {high}, sum {total}, is not possible")
         return LeaseResult(run, lease, total, low, high, digest, model_bytes, seconds, self.blob())
 
     def share(self) -> Share:

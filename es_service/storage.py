@@ -201,22 +201,24 @@ class Uploader:
         self._starts[file] = start + length if closed else start
 
     def _check_journal(self) -> None:
-        """The stored journal must be the beginning of the one here; only its close record may go beyond."""
+        """The stored journal must be the beginning of the one here, but for a close record at its end.
+
+        Here anything may stand in its place by now, so the last bytes there, as many as such a record has, are not
+        compared and are stored again.
+        """
         size, storage = self._writer.bytes, self._storage
         segments = list(storage.segments(_JOURNAL))
-        end = sum(length for _, length in segments)
-        if end > size + _CLOSE_BYTES:
+        end = max(sum(length for _, length in segments) - _CLOSE_BYTES, 0)
+        if end > size:
             raise RunError(
                 f"{storage.url} holds {end:,} bytes of the journal and {self._directory.journal_path} only {size:,}: "
                 f"the run went on elsewhere. Move {self._directory.path} away and resume with --from"
             )
-        start, length = max((part for part in segments if part[0] <= size), default=(0, 0))
-        there = storage.read(storage.segment(_JOURNAL, start)) if length else b""
-        here = self._read(_JOURNAL, start, size)
-        common = min(len(here), len(there))
-        if here[:common] != there[:common]:
+        start, _ = max((part for part in segments if part[0] < end), default=(0, 0))
+        there = storage.read(storage.segment(_JOURNAL, start))[: end - start] if end else b""
+        if self._read(_JOURNAL, start, end) != there:
             raise RunError(f"{storage.url} holds another run: choose another name or deployment.storage_url")
-        self._position(_JOURNAL, start, length if start + length <= size else 0)
+        self._position(_JOURNAL, start, end - start)
 
     # The thread.
 

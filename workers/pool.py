@@ -65,6 +65,8 @@ class RayPool:
         self._node = ray.get_runtime_context().get_node_id()
         self._names = 0
         self._failures = self._losses = 0
+        self._proven: set[str] = set()
+        """Workers that have given a result."""
         self._resources = {key: value for key, value in worker.resources.items() if value}
         self._wanted = config.deployment.workers
         self._leaving: dict[str, str] = {}
@@ -185,30 +187,39 @@ class RayPool:
             return self._lost(call, error.cause)
         except RayError as error:
             reason = "its process or node is gone" if isinstance(error, RayActorError) else "its answer was lost"
-            return self._lost(call, BackendError(f"{reason} ({type(error).__name__})"))
+            return self._lost(call, BackendError(f"{reason} ({type(error).__name__})"), gone=True)
         if not call.starting:
-            self._losses = 0 if answer else self._losses
+            if answer:
+                self._losses = 0
+                self._proven.add(call.worker)
             return [Reply(call.worker, answer)]
         self._failures = 0
         about, node = answer
         self._nodes[call.worker] = node
         return [Ready(call.worker, about, shares=node == self._node)]
 
-    def _lost(self, call: _Call, error: BaseException) -> list[PoolEvent]:
-        """Replace the worker; give up where workers do not even start, or die again and again with nothing done."""
+    def _lost(self, call: _Call, error: BaseException, gone: bool = False) -> list[PoolEvent]:
+        """Replace the worker; give up where workers do not even start, or die again and again with nothing done.
+
+        Many may go at once with their node, be it while they start, and that is no reason to give up.
+        """
+        self._losses += call.worker not in self._proven
         self._drop(call.worker)
-        self._failures += call.starting
-        self._losses += 1
-        if self._failures >= _STARTS_IN_A_ROW or self._losses >= _LOSSES_IN_A_ROW + len(self._actors):
-            if isinstance(error, ServiceError):
+        self._failures += call.starting and not gone
+        if self._failures >= _STARTS_IN_A_ROW or self._losses >= _LOSSES_IN_A_ROW + self._wanted:
+            if isinstance(error, ServiceError) and not gone:
                 raise error
-            raise BackendError(f"{self._losses} workers in a row came to nothing, the last with: {error}") from error
+            raise BackendError(
+                f"{self._losses} workers in a row came to nothing, the last with: {error}; look at the workers' logs "
+                "(`ray logs`) and at the memory of their nodes, then resume the run"
+            ) from error
         return [Gone(call.worker, f"{type(error).__name__}: {error}")]
 
     def _drop(self, worker: str) -> None:
         actor = self._actors.pop(worker, None)
         self._leaving.pop(worker, None)
         self._nodes.pop(worker, None)
+        self._proven.discard(worker)
         self._calls = {ref: call for ref, call in self._calls.items() if call.worker != worker}
         if actor is not None:
             ray.kill(actor, no_restart=True)

@@ -78,7 +78,8 @@ def test_a_liar_that_no_audit_reaches_leaves_a_journal_that_can_be_replayed(tiny
     run = train(audited(0.0), pool(Liar, Evaluator))
     assert run.journal != train(tiny_config()).journal
     contents = scan(run.directory.journal_path)
-    Replay(contents, run.config, run.directory, ReferenceOps()).rebuild(5)
+    replay = Replay(contents, run.config, run.directory, ReferenceOps())
+    assert replay.rebuild(5, replay.first()).digest == contents.close.digest
 
 
 def test_a_liar_alone_pauses_the_run_and_the_event_names_what_it_touched(audited):

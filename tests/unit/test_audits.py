@@ -207,6 +207,20 @@ def test_the_run_pauses_when_every_worker_is_in_quarantine():
     assert feed(m, Joined("late")) == []
 
 
+def test_the_run_pauses_when_only_quarantined_workers_are_left_and_nobody_comes():
+    m = machine()
+    feed(m, Tick(0.0), Joined("liar"), Joined("a"), Joined("b"))
+    feed(m, Returned("liar", result(payload=b"lie")), Returned("a", result()), Returned("b", result()))
+    feed(m, Committed(0), Tick(1000.0))
+    feed(m, Left("a"), Left("b"))
+    assert feed(m, Tick(m.now + 600.0)) == []
+    feed(m, Joined("c"), Tick(m.now + 100.0), Left("c"))
+    assert feed(m, Tick(m.now + 600.0)) == []
+    (pause,) = feed(m, Tick(m.now + 1.0))
+    assert isinstance(pause, Pause)
+    assert "only workers in quarantine are left (liar)" in pause.reason
+
+
 def test_a_replica_that_stays_wrong_is_given_up():
     m = machine(share=0.0)
     feed(m, Joined("a"), Joined("broken"), Left("a"))

@@ -30,9 +30,15 @@ U64, U32 = st.integers(0, (1 << 64) - 1), st.integers(0, (1 << 32) - 1)
 I64, I32 = st.integers(-(1 << 63), (1 << 63) - 1), st.integers(-(1 << 31), (1 << 31) - 1)
 BLOB = st.binary(max_size=40)
 LEASES = st.builds(Lease, U64, U32, U32, U32)
+
+
+def clipped(total, most):
+    return max(-most, min(total, most))
+
+
 RESULTS = st.builds(
-    lambda run, lease, total, scores, digest, model_bytes, seconds, payload: LeaseResult(
-        run, lease, total, min(scores), max(scores), digest, model_bytes, seconds, payload
+    lambda run, lease, total, scores, digest, read, seconds, payload: LeaseResult(
+        run, lease, clipped(total, lease.num_units << 32), min(scores), max(scores), digest, read, seconds, payload
     ),
     U64, LEASES, I64, st.tuples(I32, I32), U64, U64, st.floats(0, 1e9), BLOB,
 )  # fmt: skip
@@ -110,6 +116,14 @@ def test_impossible_times_are_refused(seconds):
 def test_impossible_scores_are_refused():
     with pytest.raises(MessageError, match="not possible"):
         decode(encode(replace(RESULT, score_min=0, score_max=-1)))
+
+
+@pytest.mark.parametrize("sign", [-1, 1])
+def test_a_sum_that_would_not_fit_the_record_of_a_generation_is_refused(sign):
+    most = sign * RESULT.lease.num_units << 32
+    assert decode(encode(replace(RESULT, score_sum=most))).score_sum == most
+    with pytest.raises(MessageError, match="not possible"):
+        decode(encode(replace(RESULT, score_sum=most + sign)))
 
 
 def test_a_result_is_small():

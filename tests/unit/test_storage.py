@@ -99,6 +99,21 @@ def test_a_resumed_run_goes_on_in_its_storage(tiny_config, url, tmp_path, small_
         assert second.directory.metrics_path.read_bytes().startswith(there.metrics_path.read_bytes())
 
 
+def test_a_close_record_that_is_stored_does_not_shut_the_run_out(tiny_config, url, tmp_path, small_segments):
+    """What was written in its place before anything of it was stored: commits, or a change of the population."""
+    for goal in (1, 2, 4):
+        first = train(tiny_config(deployment__storage_url=url, deployment__generations=goal))
+        config = deployed(first.config, generations=goal + 1, storage_url="")  # as a head that is killed soon
+        train(config, directory=first.directory)
+        grown = deployed(first.config, generations=goal + 2).model_copy(update={"population": 80})
+        last = train(grown, directory=first.directory)
+        assert len(last.contents.changes) == 1
+        assert fetched(url, first.directory.name, tmp_path).journal_path.read_bytes() == last.journal
+        more = deployed(grown, generations=goal + 3).model_copy(update={"population": 120})
+        last = train(more, directory=first.directory)
+        assert fetched(url, first.directory.name, tmp_path).journal_path.read_bytes() == last.journal
+
+
 def test_old_keyframes_are_removed_there_too(tiny_config, url):
     run = train(tiny_config(deployment__storage_url=url, deployment__keep_keyframes=2))
     names = [name for name, _ in Storage(url, run.directory.name).names("keyframes")]
