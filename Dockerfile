@@ -35,11 +35,11 @@ ENV RAY_AUTH_MODE=token \
     RAY_USAGE_STATS_ENABLED=0
 CMD ["es-service", "doctor"]
 
-# CUDA's compiler and runtime come as Python packages; the driver is the host's, brought in by NVIDIA's container runtime.
+# CUDA's compiler and runtime come as Python packages with the extra; the driver is the host's, brought in by NVIDIA's container runtime.
 FROM cpu AS cuda
 USER 0
 RUN pip install --no-cache-dir --constraint /opt/es-service/constraints.txt \
-      "$(echo /opt/es-service/wheels/*.whl)[cuda]" nvidia-cuda-nvrtc-cu12 nvidia-cuda-runtime-cu12
+      "$(echo /opt/es-service/wheels/*.whl)[cuda]"
 USER 1000
 ENV NVIDIA_VISIBLE_DEVICES=all \
     NVIDIA_DRIVER_CAPABILITIES=compute,utility

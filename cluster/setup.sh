@@ -1,9 +1,9 @@
 #!/usr/bin/env bash
 # Run on every node by `ray up` (setup_commands): installs the wheel that `make wheel` built, and its pinned
 # dependencies, into ../venv, and lets every shell of this user find it. `make wheel` puts it beside the wheel.
-# usage: setup.sh EXTRAS     for example: setup.sh cuda,s3
+# usage: setup.sh EXTRAS     for example: setup.sh cuda,data,s3
 set -euo pipefail
-extras=${1:?name the extras of es-service to install, for example: setup.sh cuda,s3}
+extras=${1:?name the extras of es-service to install, for example: setup.sh cuda,data,s3}
 dist=$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)
 here=$(dirname "$dist")
 

@@ -46,7 +46,7 @@ mkdir -p "$work/dist" "$work/cluster" "$dir/ray"
 cp "$wheel" "$root/constraints.txt" "$root/cluster/setup.sh" "$work/dist/"
 # Both nodes are this machine and share a home: own ports, and no `ray stop`, which would end Ray processes of others.
 sed -e "s/192\.0\.2\.10/127.0.0.9/" -e "s/\[192\.0\.2\.11, 192\.0\.2\.12\]/[127.0.0.10]/" -e "s/_workers: 2/_workers: 1/" \
-  -e "s/ubuntu/$user/" -e "/- ray stop/d" -e "s/setup\.sh cuda/setup.sh plot/" \
+  -e "s/ubuntu/$user/" -e "/- ray stop/d" -e "s/setup\.sh cuda,data/setup.sh plot/" \
   -e "s/--port=6379/--port=6479 --dashboard-port=8365 --ray-client-server-port=7479 --object-store-memory=100000000/" \
   -e "s/RAY_HEAD_IP:6379/RAY_HEAD_IP:6479 --num-cpus=1 --object-store-memory=100000000 --dashboard-agent-listen-port=0/" \
   -e "s#~/.ssh#$dir/home/.ssh#" -e "s/port=8090/port=0/" -e "s/6390/6490/g" "$root/cluster/on-premises.yaml" >"$work/cluster/up.yaml"

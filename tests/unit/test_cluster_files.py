@@ -105,6 +105,23 @@ def test_its_commands_are_shell(name):
             subprocess.run(["bash", "-n", "-c", command], check=True)
 
 
+@pytest.mark.parametrize("name", CLOUDS)
+def test_nothing_is_installed_beside_the_pins(name):
+    """A boto3 of today brings a botocore that s3fs does not take."""
+    pinned = set(re.findall(r"^([\w-]+)==", (ROOT / "constraints.txt").read_text(), re.MULTILINE))
+    (command,) = [line for line in read(name)["head_setup_commands"] if "pip install" in line]
+    options, package = command.split("pip install ")[1].rsplit(" ", 1)
+    assert options == "--quiet --constraint ~/es-service/dist/constraints.txt"
+    assert package in pinned
+    assert f"pip install --constraint constraints.txt {package} " in (CLUSTER / name).read_text(), "ray up needs it too"
+    assert any("python3-venv" in line for line in read(name)["initialization_commands"])
+
+
+def test_the_pins_of_the_cloud_clients_go_with_those_of_the_storage():
+    pins = dict(re.findall(r"^([\w-]+)==(\S+)", (ROOT / "constraints.txt").read_text(), re.MULTILINE))
+    assert pins["boto3"] == pins["botocore"]
+
+
 def test_the_setup_script_is_shell():
     subprocess.run(["bash", "-n", CLUSTER / "setup.sh"], check=True)
 
@@ -119,6 +136,7 @@ def test_its_mounts_are_what_make_wheel_makes_and_the_script_reads(name):
     extras = set(re.fullmatch(r"bash ~/es-service/dist/setup\.sh ([a-z0-9,]+)", setup).group(1).split(","))
     known = re.findall(r"^(\w+) = \[", (ROOT / "pyproject.toml").read_text(), re.MULTILINE)
     assert extras <= set(known)
+    assert {"cuda", "data"} <= extras, "what the egg-minipile presets need"
     made = (ROOT / "Makefile").read_text()
     assert "cp constraints.txt cluster/setup.sh dist" in made
     assert "--wheel-dir dist" in made
