@@ -20,6 +20,7 @@ from es_service.directory import RunDirectory
 from es_service.durable import write_atomically
 from es_service.errors import BackendError, RunError
 from es_service.problem import figure_of, is_classifier, is_egg, scored, training_score
+from es_service.specs import spans
 from es_service.telemetry import bits_per_byte
 
 __all__ = ["DEFAULT_NAME", "draw", "draw_run", "run"]
@@ -70,9 +71,12 @@ def draw(directory: RunDirectory, config: RunConfig, baselines: Baselines | None
     figure = Figure(figsize=(8.5, 5), dpi=150, layout="constrained")
     FigureCanvasAgg(figure)
     axes = figure.add_subplot()
-    _draw_curves(axes, directory, config)
+    contents = journal.scan(directory.journal_path)
+    _draw_curves(axes, directory, config, contents)
     _draw_baselines(axes, baselines)
     _dress(axes, directory.name, config)
+    if not contents.changes:  # else no one scale of bytes holds for all generations
+        _add_bytes_axis(axes, config)
     picture = io.BytesIO()
     figure.savefig(picture, format="png")
     try:
@@ -82,11 +86,14 @@ def draw(directory: RunDirectory, config: RunConfig, baselines: Baselines | None
     return out
 
 
-def _draw_curves(axes: Any, directory: RunDirectory, config: RunConfig) -> None:
+def _draw_curves(axes: Any, directory: RunDirectory, config: RunConfig, contents: journal.JournalContents) -> None:
     """Training from the journal, held-out from the metrics beside it."""
-    fields = journal.scan(directory.journal_path).commits.fields
-    scores = fields[["score_sum", "score_min"]].tolist()
-    trained = [bits_per_byte(config, training_score(config, *pair)) for pair in scores]
+    scores = contents.commits.fields[["score_sum", "score_min"]].tolist()
+    trained = [
+        bits_per_byte(then, training_score(then, *pair))
+        for first, stop, then in spans(contents)
+        for pair in scores[first:stop]
+    ]
     label = "training, mean of perturbed members" if is_egg(config) else "training batch"
     axes.plot(range(len(trained)), trained, color=_SKY, lw=1.2, label=label)
     rows = (row for row in directory.metrics() if row.get("kind") == "evaluation")
@@ -122,10 +129,7 @@ def _spread(heights: Sequence[float], gap: float) -> list[float]:
 
 
 def _dress(axes: Any, name: str, config: RunConfig) -> None:
-    from matplotlib.ticker import EngFormatter
-
     model = config.model
-    bytes_a_generation = config.population * scored(config)
     axes.set_title(f"{name}: N = {config.population:,}, D = {model.width}, L = {model.layers}")
     axes.set_xlabel("generation")
     axes.set_ylabel(f"{figure_of(config)}{' (integer loss)' if is_egg(config) else ''}")
@@ -134,7 +138,12 @@ def _dress(axes: Any, name: str, config: RunConfig) -> None:
     axes.grid(color=_GREY, alpha=0.2)
     axes.spines["right"].set_visible(False)
     axes.legend(loc="best", frameon=False)
-    scale = float(bytes_a_generation)
+
+
+def _add_bytes_axis(axes: Any, config: RunConfig) -> None:
+    from matplotlib.ticker import EngFormatter
+
+    scale = float(config.population * scored(config))
     top = axes.secondary_xaxis("top", functions=(lambda g: np.asarray(g) * scale, lambda b: np.asarray(b) / scale))
     top.xaxis.set_major_formatter(EngFormatter())
     top.set_xlabel("model-bytes (population x bytes scored)" if is_egg(config) else "examples x perturbations")

@@ -82,6 +82,8 @@ def test_from_the_command_line(tiny_config, capsys, tmp_path):
     with_more = [*flags, "--set", "deployment.generations=7", "--set", "population=80"]
     assert cli.main(["resume", *with_more]) == 0
     assert cli.main(["journal", *flags]) == 0
+    assert cli.main(["plot", *flags]) == 0
+    assert cli.main(["status", *flags]) == 0
     assert cli.main(["replay", *flags, "--verify"]) == 0
     out = capsys.readouterr().out
     assert "8 recorded digests" in out
