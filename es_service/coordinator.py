@@ -37,7 +37,6 @@ from es_service.messages import (
 )
 from es_service.pools import HEAD, Gone, Leaving, Pool, PoolEvent, Ready, Reply, Unplaced
 from es_service.problem import algorithm_of, plan_of, run_id
-from es_service.slots import equal
 from es_service.storage import Uploader
 from es_service.telemetry import Status, Telemetry
 from es_service.updater import Updater
@@ -96,7 +95,8 @@ class Coordinator:
         self._threshold = self.algorithm.threshold(writer.generation, self._history)
         deployment = config.deployment
         plan, start, policy = plan_of(config, pool.wave_pairs), aggregator.canonical, _policy(deployment)
-        self.machine = Machine(lambda _: plan, policy, writer.generation, start.generation, start.digest, self._agree)
+        agree = self.algorithm.agrees
+        self.machine = Machine(lambda _: plan, policy, writer.generation, start.generation, start.digest, agree)
         self.run_id = run_id(config)
         self.updater = Updater(config, pool, self._send_parts)
         self.telemetry = telemetry
@@ -330,12 +330,6 @@ class Coordinator:
         what = (self.run_id, canonical.generation, canonical.digest)
         self.pool.send(HEAD, encode(Restore(*what, canonical.parameters_P.tobytes())))
         self.pool.send(HEAD, encode(Order(self.run_id, lease, self._threshold, ())))
-
-    def _agree(self, a: LeaseResult, b: LeaseResult) -> bool:
-        """Exact tasks agree on votes and scores; others on votes, as far as the algorithm can tell."""
-        if self.algorithm.exact:
-            return equal(a, b)
-        return self.algorithm.agrees(a.payload, b.payload)
 
     def _send(self, worker: str, message: Restore | Share) -> None:
         data = encode(message)

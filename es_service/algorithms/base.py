@@ -13,6 +13,8 @@ from typing import Any
 
 import numpy.typing as npt
 
+from es_service.messages import LeaseResult
+from es_service.slots import equal
 from es_service.types import Int8Array, Layout, NoiseAddress, Ops, Part
 
 __all__ = ["AbstractAlgorithm", "Past"]
@@ -34,8 +36,6 @@ class AbstractAlgorithm(ABC):
 
     units: int
     """Votes of one generation."""
-    exact: bool = True
-    """Equal parameters give equal scores on every machine. Otherwise `agrees` says what may differ."""
     tile: int = 80
     """Default leases are multiples of this many units: of 5 votes to a byte and of 16 pairs, a tile of the kernels."""
 
@@ -58,9 +58,9 @@ class AbstractAlgorithm(ABC):
     def check(self, payload: bytes, units: int) -> None:
         """Raise `MessageError` unless `payload` is what `encode` could have made of this many units."""
 
-    def agrees(self, a: bytes, b: bytes) -> bool:
-        """Whether two payloads of one lease can both be honest: equal, but for what floating point may differ by."""
-        return a == b
+    def agrees(self, a: LeaseResult, b: LeaseResult) -> bool:
+        """Whether two results of one lease can both be honest: equal, but for what floating point may differ by."""
+        return equal(a, b)
 
     @abstractmethod
     def close(self, payloads: Sequence[bytes]) -> bytes:

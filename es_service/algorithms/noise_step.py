@@ -18,6 +18,7 @@ from es_service import ternary, votes
 from es_service.algorithms.base import AbstractAlgorithm, Past
 from es_service.algorithms.density import AutomaticDensity, DensityConfig, StagedDensity, Step
 from es_service.errors import DivergenceError, MessageError
+from es_service.messages import LeaseResult
 from es_service.types import Int8Array, Layout, NoiseAddress, Ops, Part, Perturbations, Support, UInt8Array
 
 __all__ = ["NoiseStep", "NoiseStepConfig", "codes"]
@@ -88,7 +89,6 @@ class _Steps(Sequence[Step]):
 class NoiseStep(AbstractAlgorithm):
     """noise_step for one model layout, number of perturbations, batch size and seed."""
 
-    exact = False
     tile = 5
 
     def __init__(self, config: NoiseStepConfig, layout: Layout, population: int, batch: int, seed: int) -> None:
@@ -129,14 +129,18 @@ class NoiseStep(AbstractAlgorithm):
         if bits[units:].any() or negative_U[codes_U == 0].any():
             raise MessageError("a sign bit is set for a perturbation that has no code")
 
-    def agrees(self, a: bytes, b: bytes) -> bool:
-        """Equal but for floating point: codes may differ by 1, signs where both codes are at most 1."""
-        if len(a) != len(b):
+    def agrees(self, a: LeaseResult, b: LeaseResult) -> bool:
+        """Equal but for floating point: codes may differ by 1, signs where both codes are at most 1.
+
+        So may the scores, on which the density depends: the unperturbed one by 2 and 1/4096 of it, the sum and the
+        greatest of |alignment| by 1 for each unit and 1/64.
+        """
+        if len(a.payload) != len(b.payload):
             return False
-        (codes_a, negative_a), (codes_b, negative_b) = _decode(a), _decode(b)
+        (codes_a, negative_a), (codes_b, negative_b) = _decode(a.payload), _decode(b.payload)
         near_U = np.abs(codes_a.astype(np.int16) - codes_b) <= 1
         small_U = np.maximum(codes_a, codes_b) <= 1
-        return bool((near_U & ((negative_a == negative_b) | small_U)).all())
+        return bool((near_U & ((negative_a == negative_b) | small_U)).all()) and _near_scores(a, b)
 
     def close(self, payloads: Sequence[bytes]) -> bytes:
         """Packed votes: the sign where the code is not 0 and at least the lower median of all codes, else 0."""
@@ -173,6 +177,14 @@ class NoiseStep(AbstractAlgorithm):
         changed = int((moved_N != values_N).sum())
         values_N[:] = moved_N
         return changed
+
+
+def _near_scores(a: LeaseResult, b: LeaseResult) -> bool:
+    units = a.lease.num_units
+    gains = [(r.score_sum - units * r.score_min, r.score_max - r.score_min) for r in (a, b)]
+    return abs(a.score_min - b.score_min) <= 2 + (abs(a.score_min) >> 12) and all(
+        abs(x - y) <= units + (abs(x) >> 6) for x, y in zip(*gains, strict=True)
+    )
 
 
 def _decode(payload: bytes) -> tuple[UInt8Array, npt.NDArray[np.bool_]]:

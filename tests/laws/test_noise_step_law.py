@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -18,6 +19,8 @@ from es_service.problem import algorithm_of, initial_parameters, layout_of, net_
 from es_service.replay import Replay
 from es_service.session import with_corpus
 from es_service.types import NonZeros
+from workers.evaluator import Evaluator
+from workers.local_pool import LocalPool
 from workers.ops.reference import ReferenceOps
 from workers.tasks.ternary import CHUNK, TernaryTask
 
@@ -187,6 +190,27 @@ def test_workers_leases_and_their_order_do_not_matter(small, undisturbed, data):
                                     {"alignment": "antithetic", "objective": "errors"}])  # fmt: skip
 def test_other_supports_and_objectives(small, change):
     assert train(small(**change), local(3, random.Random(1).choice)).journal == train(small(**change)).journal
+
+
+@pytest.mark.parametrize("lie", [{"score_min": -(10**6)}, {"score_sum": 10**6}])
+def test_a_worker_whose_votes_are_right_and_scores_wrong_is_found(small, lie):
+    """The scores decide the density of the generations that follow."""
+
+    class Liar(Evaluator):
+        def evaluate(self, lease, threshold):
+            result = super().evaluate(lease, threshold)
+            return replace(result, **{name: getattr(result, name) + value for name, value in lie.items()})
+
+    def make(config, corpus):
+        def evaluator(kind=Evaluator):
+            return kind(config, corpus.train, ReferenceOps())
+
+        return LocalPool({"w0": evaluator(Liar), "w1": evaluator()}, lambda names: names[0], make_referee=evaluator)
+
+    config = small(density={"kind": "automatic", "most": 16})
+    run = train(deployed(config, audit_share=1.0), make)
+    assert run.events["quarantined"] == 1
+    assert run.journal == train(config).journal
 
 
 @pytest.mark.parametrize("seed", range(2))

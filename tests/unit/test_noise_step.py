@@ -15,6 +15,7 @@ from es_service.algorithms.density import AutomaticDensity, ConstantDensity, Sta
 from es_service.algorithms.noise_step import NoiseStep, NoiseStepConfig, codes
 from es_service.data.examples import TextExamples, batch_indices, windows_of_rows
 from es_service.errors import DivergenceError, MessageError
+from es_service.messages import Lease, LeaseResult
 from es_service.models.ternary_net import Net, TernaryLmConfig, TernaryMlpConfig, initial_parameters, judge, logits
 from es_service.types import Layout, TensorSpec
 from workers.ops.reference import ReferenceOps
@@ -93,16 +94,27 @@ def test_payloads_that_encode_cannot_have_made():
 def test_audits_take_neighbouring_codes_and_signs_of_the_smallest():
     r = rule()
 
-    def payload(codes_U, negative_U):
-        return bytes(codes_U) + np.packbits(negative_U, bitorder="little").tobytes()
+    def result(codes_U, negative_U):
+        payload = bytes(codes_U) + np.packbits(negative_U, bitorder="little").tobytes()
+        return LeaseResult(1, Lease(0, 0, 4, 0), -399_000, -100_000, -99_500, 0, 0, 0.0, payload)
 
-    a = payload([9, 200, 1, 0], [1, 0, 1, 0])
+    a = result([9, 200, 1, 0], [1, 0, 1, 0])
     assert r.agrees(a, a)
-    assert r.agrees(a, payload([10, 199, 1, 1], [1, 0, 0, 1]))
-    assert not r.agrees(a, payload([11, 200, 1, 0], [1, 0, 1, 0]))
-    assert not r.agrees(a, payload([9, 200, 1, 0], [0, 0, 1, 0]))
-    assert not r.agrees(a, payload([9, 200, 2, 0], [1, 0, 0, 0]))
-    assert not r.agrees(a, a[:-1])
+    assert r.agrees(a, result([10, 199, 1, 1], [1, 0, 0, 1]))
+    assert not r.agrees(a, result([11, 200, 1, 0], [1, 0, 1, 0]))
+    assert not r.agrees(a, result([9, 200, 1, 0], [0, 0, 1, 0]))
+    assert not r.agrees(a, result([9, 200, 2, 0], [1, 0, 0, 0]))
+    assert not r.agrees(a, replace(a, payload=a.payload[:-1]))
+
+
+def test_audits_compare_the_scores_on_which_the_density_depends():
+    r = rule()
+    a = LeaseResult(1, Lease(0, 0, 4, 0), -399_000, -100_000, -99_500, 0, 0, 0.0, r.encode(floats([1, 2, 3, 4])))
+    assert r.agrees(a, replace(a, score_sum=a.score_sum - 8, score_min=a.score_min - 2, score_max=a.score_max - 2))
+    assert r.agrees(a, replace(a, score_sum=a.score_sum + 15))
+    for lie in ({"score_min": -100_200}, {"score_min": -99_800}, {"score_sum": -398_900}, {"score_max": -99_400}):
+        assert not r.agrees(a, replace(a, **lie))
+        assert not r.agrees(replace(a, **lie), a)
 
 
 # The step.
