@@ -143,7 +143,8 @@ def _model_bytes(config: RunConfig, corpus: Corpus, first: int, stop: int) -> in
     """Bytes, or examples, that have gone through the model in generations `first` .. `stop` - 1."""
     if is_egg(config):
         return sum(map(_segments(config, corpus).bytes_read, range(first, stop)))
-    return (stop - first) * config.population * scored(config)
+    assert isinstance(config.algorithm, NoiseStepConfig)
+    return (stop - first) * config.population * config.algorithm.passes * scored(config)
 
 
 def _history(past: journal.JournalContents | None) -> list[Past]:

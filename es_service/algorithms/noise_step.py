@@ -44,6 +44,11 @@ class NoiseStepConfig(BaseModel):
     objective: Literal["loss", "errors"] = "loss"
     """What is lowered: the cross-entropy, or the share of wrong predictions, which has no useful derivative."""
 
+    @property
+    def passes(self) -> int:
+        """How often the batch goes through the model for one perturbation."""
+        return 1 if self.alignment == "forward_mode" else 2
+
     @model_validator(mode="after")
     def _errors_have_no_derivative(self) -> NoiseStepConfig:
         if self.objective == "errors" and self.alignment == "forward_mode":

@@ -82,16 +82,21 @@ class MnistSource:
     def documents(self) -> Iterator[Document]:
         """The test images, which are held out, then the training images."""
         for split, held_out in (("test", True), ("train", False)):
-            for row in self._load(split):
+            for row in self._rows(split):
                 yield Document(self._bytes(row), held_out)
 
     def _bytes(self, row: Any) -> bytes:
-        pixels, features = np.asarray(row["image"], np.uint8), format_of(self.config).features
+        if "image" not in row or "label" not in row:
+            raise DataError(f"data.dataset: {self.name} has columns {', '.join(row)}; it needs `image` and `label`")
+        pixels, (features, classes, _) = np.asarray(row["image"], np.uint8), format_of(self.config)
         if pixels.size != features:
             raise DataError(f"data.dataset: {self.name} has an image of {pixels.shape}, not of 28 x 28 pixels")
+        if not 0 <= int(row["label"]) < classes:
+            raise DataError(f"data.dataset: {self.name} has the label {row['label']}; labels are 0 .. {classes - 1}")
         return pixels.tobytes() + bytes([int(row["label"])])
 
-    def _load(self, split: str) -> Any:
+    def _rows(self, split: str) -> Iterator[Any]:
+        """Images are decoded one by one, so loading and every row can fail."""
         try:
             datasets = importlib.import_module("datasets")
         except ImportError as error:
@@ -100,11 +105,11 @@ class MnistSource:
                 "Run: pip install 'es-service[data]'; without a network use data.kind = \"digits\""
             ) from error
         try:
-            return datasets.load_dataset(self.config.dataset, revision=self.config.revision, split=split)
+            yield from datasets.load_dataset(self.config.dataset, revision=self.config.revision, split=split)
         # Any type: `datasets` lets errors of its HTTP client, hub client, parsers and builders through.
         except Exception as error:
             raise DataError(
                 f"data.dataset: cannot load split {split!r} of {self.name}: {type(error).__name__}: {error}\n"
-                "Without a network: copy the HF_HOME folder of a machine that has it here and set HF_HUB_OFFLINE=1, or "
-                'use data.kind = "digits"'
+                "Images need Pillow: pip install 'es-service[data]'. Without a network: copy the HF_HOME folder of a "
+                'machine that has it here and set HF_HUB_OFFLINE=1, or use data.kind = "digits"'
             ) from error

@@ -23,6 +23,7 @@ from workers.evaluator import Evaluator
 from workers.local_pool import LocalPool
 from workers.ops.reference import ReferenceOps
 from workers.tasks.ternary import CHUNK, TernaryTask
+from workers.tasks.ternary_torch import Judge
 
 torch = pytest.importorskip("torch")
 
@@ -97,6 +98,25 @@ def test_single_coordinates_in_every_tensor(small, data):
         places = np.random.default_rng(tensor.index).integers(0, tensor.size, CHUNK) + tensor.offset
         ones = NonZeros(np.arange(CHUNK + 1), places, np.ones(CHUNK, np.int8))
         assert task.judge.derivatives(ones) == pytest.approx(expected_P[places], abs=1e-5, rel=1e-5)
+
+
+@pytest.mark.parametrize(("preset", "forwards"), [("digits", 153), ("text", 183), ("mnist", 67)])
+def test_operations_of_a_generation_are_those_of_the_docs(preset, forwards):
+    """docs/noise-step.md, in forward passes over the batch; the batch is smaller here."""
+    from torch.utils.flop_counter import FlopCounterMode
+
+    config, batch = load(f"noise-step-{preset}"), 8
+    net = net_of(config)
+    judge = Judge(net, "loss", CHUNK)
+    inputs = np.zeros((batch, net.context or net.sizes[0]), np.uint8)
+    with FlopCounterMode(display=False) as look:
+        judge.look_at(initial_parameters(config), inputs, np.zeros(batch, np.uint8))
+    judge.prepare_derivatives()
+    with FlopCounterMode(display=False) as chunk:
+        judge.derivatives(NonZeros(np.zeros(CHUNK + 1, np.int64), np.empty(0, np.int64), np.empty(0, np.int8)))
+    chunks = -(-config.population // CHUNK)
+    assert look.get_total_flops() == net.flops() * batch
+    assert round(1 + chunks * chunk.get_total_flops() / look.get_total_flops()) == forwards
 
 
 @pytest.mark.parametrize("data", ["digits", "text"])
@@ -234,6 +254,20 @@ def test_a_stop_and_a_resume_keep_the_schedule(small, undisturbed):
     for stop in range(1, 6):
         first = train(deployed(small(), generations=stop))
         assert train(small(), directory=first.directory).journal == whole.journal
+
+
+@pytest.mark.parametrize("alignment", ["forward_mode", "antithetic"])
+def test_a_resume_counts_the_examples_of_the_generations_before(small, alignment):
+    config = deployed(small(alignment=alignment), generations=2, metrics_port=0)
+    run, totals = train(config), []
+
+    def keep(coordinator):
+        totals.append(coordinator.telemetry.metrics.model_bytes._value.get())
+
+    train(deployed(config, generations=3), directory=run.directory, prepare=keep)
+    lines = [row["model_bytes"] for row in run.directory.metrics() if "model_bytes" in row]
+    assert totals == [sum(lines[:2])]
+    assert totals == [2 * 23 * 50 * (2 if alignment == "antithetic" else 1)]
 
 
 def test_replay_gives_every_generation_bit_for_bit(small, undisturbed):

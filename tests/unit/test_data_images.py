@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import sys
+import tomllib
+from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
@@ -60,6 +62,33 @@ def test_other_images_than_mnist_are_refused(tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "datasets", SimpleNamespace(load_dataset=lambda *_, **__: images(3, 27)))
     with pytest.raises(DataError, match="not of 28 x 28"):
         load_corpus(MnistDataConfig(), tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("row", "problem"),
+    [({"img": 1, "label": 2}, "has columns img, label; it needs"), (images(1)[0] | {"label": 300}, "the label 300"),
+     (images(1)[0] | {"label": -1}, "the label -1")],
+)  # fmt: skip
+def test_rows_that_are_no_labelled_digits_are_refused(row, problem, tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, "datasets", SimpleNamespace(load_dataset=lambda *_, **__: [row]))
+    with pytest.raises(DataError, match=problem):
+        load_corpus(MnistDataConfig(), tmp_path)
+
+
+def test_images_that_cannot_be_decoded_name_the_remedy(tmp_path, monkeypatch):
+    """`datasets` decodes an image when its row is read, with a package of its own extra `vision`."""
+
+    def rows(*_, **__):
+        raise ImportError("To support decoding images, please install 'Pillow'.")
+        yield
+
+    monkeypatch.setitem(sys.modules, "datasets", SimpleNamespace(load_dataset=rows))
+    with pytest.raises(DataError, match=r"please install 'Pillow'(.|\n)*es-service\[data\]"):
+        load_corpus(MnistDataConfig(), tmp_path)
+    extras = tomllib.loads((Path(__file__).parents[2] / "pyproject.toml").read_text())["project"][
+        "optional-dependencies"
+    ]
+    assert [text for text in extras["data"] if text.startswith("datasets[vision]")]
 
 
 def test_without_a_network_the_digits_are_offered(tmp_path, monkeypatch):

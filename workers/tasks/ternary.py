@@ -84,7 +84,7 @@ class TernaryTask:
         score = -round(self._loss * unit)
         gains_U = np.rint(np.abs(alignments_U).astype(np.float64) * unit).astype(np.int64)
         total = score * len(gains_U) + int(gains_U.sum())
-        examples = len(alignments_U) * self.batch * (1 if self._is_forward_mode else 2)
+        examples = len(alignments_U) * self.batch * self.algorithm.config.passes
         return Outcome(alignments_U, total, score, score + int(gains_U.max()), examples)
 
 
