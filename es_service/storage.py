@@ -8,6 +8,7 @@ What a lost disk costs is in docs/operations.md.
 from __future__ import annotations
 
 import re
+import secrets
 import threading
 import time
 from collections.abc import Iterator
@@ -29,6 +30,7 @@ SEGMENT_BYTES = 4 << 20
 """A segment of this size is closed: it is never written again."""
 
 _JOURNAL = "journal.bin"
+_HEAD = "head"
 _LOGS = ("metrics.jsonl", "events.jsonl", "samples.jsonl")
 _CLOSE_BYTES = len(encode(Close(0, 0)))
 _LAST_TRIES = 3
@@ -170,6 +172,8 @@ class Uploader:
         self._every_seconds = config.deployment.storage_every_seconds
         self._keep = config.deployment.keep_keyframes
         self._config = b""
+        self._mark = secrets.token_hex(8).encode()
+        self._marked = False
         self._starts: dict[str, int] = {}
         """Where the last segment of each growing file begins; all before it is closed."""
         self._ends: dict[str, int] = {}
@@ -254,12 +258,21 @@ class Uploader:
 
     def _sync(self) -> int:
         """Store what is new; returns the bytes written, but for the logs, which are only stored along with the rest."""
+        self._check_head()
         stored = self._sync_config() + self._sync_growing(_JOURNAL, self._writer.bytes)
         stored += self._sync_keyframes()  # after the journal, which needs none of them
         if stored or self._closing.is_set():
             for file in _LOGS:
                 self._sync_growing(file, self._size(file))
         return stored
+
+    def _check_head(self) -> None:
+        """The head that started last stores; one before it would cut what that one has stored."""
+        if not self._marked:
+            self._storage.write(_HEAD, self._mark)
+            self._marked = True
+        elif self._storage.read(_HEAD) != self._mark:
+            raise RunError("another head stores this run now; stop this one")
 
     def _sync_config(self) -> int:
         config = self._directory.config_path.read_bytes()

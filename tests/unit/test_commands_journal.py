@@ -5,7 +5,9 @@ from __future__ import annotations
 import fcntl
 import hashlib
 import json
+import re
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -254,3 +256,11 @@ def test_replay_verify_reports_votes_that_give_other_digests(es, run_copy):
     assert outcome.code == 1
     assert "DIFFERENT" in outcome.out
     assert "generation 4 has digest" in outcome.out
+
+
+@pytest.mark.parametrize("command", ["status", "journal", "eval"])
+def test_the_page_names_every_key(es, command):
+    page = (Path(__file__).parents[2] / "docs" / "cli.md").read_text()
+    section = page.split(f"\n## {command}\n")[1].split("\n## ")[0]
+    named = re.findall(r"`(\w+)`", section.split("JSON keys:")[1])
+    assert set(es(command, "done", "--json").json) <= set(named)

@@ -195,6 +195,30 @@ def test_a_storage_that_hangs_holds_up_no_commit(tiny_config, tmp_path, monkeypa
         let_go.set()
 
 
+def test_the_head_that_started_last_stores(tiny_config, url, tmp_path, small_segments):
+    """An old head that is still alive, as behind a broken network, cuts nothing of what a new one stored."""
+    there = []
+
+    def another(coordinator):
+        name = coordinator.directory.name
+        begun = coordinator.directory.journal_path.stat().st_size
+        while sum(size for _, size in Storage(url, name).segments("journal.bin")) < begun:
+            time.sleep(0.001)
+        directory = fetched(url, name, tmp_path)
+        config = deployed(directory.read_config(), runs_dir=directory.path.parent, generations=9)
+        there.append(train(config, directory=directory))
+
+    config = tiny_config(deployment__storage_url=url, deployment__storage_every_seconds=0.001)
+    run = train(config, prepare=another)
+    assert (
+        fetched(url, run.directory.name, tmp_path).journal_path.read_bytes()
+        == there[0].journal
+        == expected(there[0].config)
+    )
+    reasons = [event["reason"] for event in run.directory.events() if event["kind"] == "storage_failed"]
+    assert reasons == ["RunError: another head stores this run now; stop this one"]
+
+
 # What is refused.
 
 
