@@ -52,7 +52,7 @@ def figures(status: Status) -> str:
     if status.accuracy is not None:
         parts.append(f"accuracy {status.accuracy:.1%}")
     if status.bytes_per_second is not None:
-        parts.append(f"{status.bytes_per_second:,.0f} bytes/s")
+        parts.append(f"{status.bytes_per_second:,.0f} {status.unit.removeprefix('bits/')}s/s")
     if status.bits_per_member is not None:
         parts.append(f"{status.bits_per_member:.2f} bits/member")
     parts.append(f"{status.workers} worker{'' if status.workers == 1 else 's'}")

@@ -322,5 +322,6 @@ def test_what_is_shown_speaks_of_batches_labels_and_accuracy(small):
     train(small(), prepare=keep)
     assert "bits/label" in shown[-1]
     assert "accuracy" in shown[-1]
-    assert "bits/byte" not in shown[-1]
+    assert " labels/s" in shown[-1]
+    assert "byte" not in shown[-1]
     assert "batches of 50" in about_of(small(), "x")["words"]

@@ -15,7 +15,7 @@ from es_service.algorithms.density import AutomaticDensity, ConstantDensity, Sta
 from es_service.algorithms.noise_step import NoiseStep, NoiseStepConfig, codes
 from es_service.data.examples import TextExamples, batch_indices, windows_of_rows
 from es_service.errors import DivergenceError, MessageError
-from es_service.messages import Lease, LeaseResult
+from es_service.messages import Lease, LeaseResult, encode
 from es_service.models.ternary_net import Net, TernaryLmConfig, TernaryMlpConfig, initial_parameters, judge, logits
 from es_service.types import Layout, TensorSpec
 from workers.ops.reference import ReferenceOps
@@ -115,6 +115,11 @@ def test_audits_compare_the_scores_on_which_the_density_depends():
     for lie in ({"score_min": -100_200}, {"score_min": -99_800}, {"score_sum": -398_900}, {"score_max": -99_400}):
         assert not r.agrees(a, replace(a, **lie))
         assert not r.agrees(replace(a, **lie), a)
+
+
+def test_a_worker_sends_nine_bits_a_perturbation_and_73_bytes_a_lease():
+    payload = rule().encode(floats([0.5] * 64))
+    assert len(encode(LeaseResult(1, Lease(0, 0, 64, 0), 0, 0, 0, 0, 0, 0.0, payload))) == 73 + 64 * 9 // 8
 
 
 # The step.
