@@ -90,11 +90,6 @@ class Board:
         self._refresh(slot)
         return verdict.wrong
 
-    @property
-    def believed(self) -> set[str]:
-        """Workers whose results count; once all leases are settled."""
-        return {slot.verdict.believed[0] for slot in self.slots}
-
     def withdraw(self, name: str) -> Iterator[Slot]:
         """Take all results of a worker away; yields their leases, to be weighed."""
         for slot in self.slots:

@@ -8,11 +8,9 @@ follows behind and reports each canonical digest: it decides where replicas disa
 
 from __future__ import annotations
 
-from collections import deque
 from collections.abc import Callable
 from enum import Enum
 from math import inf
-from statistics import median
 
 from es_service.board import Board
 from es_service.events import (
@@ -29,7 +27,6 @@ from es_service.events import (
     Judge,
     Left,
     Notice,
-    Outvoted,
     Pause,
     Returned,
     SendRestore,
@@ -37,6 +34,7 @@ from es_service.events import (
     Tick,
 )
 from es_service.messages import Lease, LeaseResult
+from es_service.pace import Pace
 from es_service.plan import Plan
 from es_service.policy import Policy
 from es_service.pools import HEAD
@@ -76,7 +74,7 @@ class Machine:
         self._stopping: str | None = None
         self._recorded: dict[int, int] = {}
         self._attended = 0.0  # when there last was a worker that is not in quarantine, or none at all
-        self._seconds: deque[float] = deque(maxlen=64)
+        self._pace = Pace(policy)
         self._open()
 
     def handle(self, event: Event) -> list[Command]:
@@ -90,8 +88,6 @@ class Machine:
                 return self._returned(worker, result)
             case Fell(worker, lease, reason):
                 return self._fell(worker, lease, reason)
-            case Outvoted(worker, reason):
-                return self._quarantine(worker, reason)
             case Committed(generation):
                 return self._committed(generation)
             case Aggregated(generation, digest):
@@ -164,23 +160,32 @@ class Machine:
         return Assign(name, self._board.give(slot, name, self.now))
 
     def _hedge(self) -> list[Command]:
-        """Give each lease that is overdue to an idle worker as well, or a second opinion to the head; oldest first."""
+        """Give leases that are overdue, or with slow workers, to idle ones too, or a second opinion to the head."""
         commands: list[Command] = []
         if self._phase is not _Phase.OPEN:
             return commands
-        for slot, holder in self._board.overdue(self.now - self._deadline()):
+        for slot, holder in self._board.overdue(self.now - self._pace.look()):
+            if holder in self.roster.workers:
+                self._pace.slow[holder] = None
             name = self._chosen(slot, idle=True)
             if name is not None:
-                commands += [Notice("hedged", holder, self.generation, f"lease {slot.index}"), self._give(name, slot)]
+                commands += self._second(slot, holder, name)
             elif slot.results:
                 commands += self._ask_head(slot)
+        for slot, holder in self._held_by_slow():
+            name = self._chosen(slot, idle=True)
+            if name is not None and name not in self._pace.slow:
+                commands += self._second(slot, holder, name)
         return commands
 
-    def _deadline(self) -> float:
-        if not self._seconds:
-            return self.policy.lease_timeout
-        usual = self.policy.hedge_factor * median(self._seconds)
-        return min(self.policy.lease_timeout, max(self.policy.hedge_floor, usual))
+    def _second(self, slot: Slot, holder: str, name: str) -> list[Command]:
+        return [Notice("hedged", holder, self.generation, f"lease {slot.index}"), self._give(name, slot)]
+
+    def _held_by_slow(self) -> list[tuple[Slot, str]]:
+        """Leases of which too few are with workers that are not slow, and one that has it."""
+        slow = self._pace.slow
+        held = [(self._board.slots[index], name) for name, index in self.roster.held_by(slow, self.generation)]
+        return [(slot, name) for slot, name in held if len(slot.holders - slow.keys()) < slot.verdict.wanted]
 
     # What only the head can settle.
 
@@ -212,7 +217,7 @@ class Machine:
             return self._malformed(name, "no such lease in the plan")
         since = self.roster.release(name, (result.lease.generation, index))
         if since is not None and since < inf:
-            self._seconds.append(self.now - since)
+            self._pace.held(name, self.now - since)
         if result.lease.generation != self.generation or self._phase is not _Phase.OPEN:
             return [Notice("late", name, result.lease.generation), *self._assign()]
         slot = self._board.slots[index]
@@ -227,10 +232,7 @@ class Machine:
         """Place of a lease in the plan of its generation; None if no such lease can have been given out."""
         if lease.generation > self.generation:
             return None
-        plan = self.plan_of(lease.generation)
-        index = lease.first_unit // plan.lease_units
-        known = index < len(plan) and plan.range(index) == (lease.first_unit, lease.num_units)
-        return index if known else None
+        return self.plan_of(lease.generation).index_of(lease.first_unit, lease.num_units)
 
     def _count(self, name: str, slot: Slot, result: LeaseResult) -> list[Command]:
         self.roster.sound(name, self._current)
@@ -250,13 +252,11 @@ class Machine:
         """A worker that was wrong gets no more leases; what it gave to the open generation is evaluated again."""
         if self.roster.is_quarantined(name):
             return []  # it was found in two leases at once
-        if self._phase is _Phase.CLOSING:
-            self.roster.touch(self._board.believed, self.generation)  # its record is written
         reason += f"; committed generations with its votes: {self.roster.touched(name) or 'none'}"
         commands: list[Command] = [Notice("quarantined", name, self.generation, reason)]
         self._free(name)
         self.roster.set_state(name, State.QUARANTINED)
-        for slot in self._board.withdraw(name) if self._phase is _Phase.OPEN else ():
+        for slot in self._board.withdraw(name):
             commands += self._weigh(slot)
         if self.roster.all_quarantined and self._phase is not _Phase.ENDED:
             commands.append(self._deserted(f"every worker is quarantined, the last was {name} ({reason})"))
@@ -324,6 +324,7 @@ class Machine:
     def _drop(self, name: str) -> None:
         """Take a worker away, and back what it holds."""
         self._free(name)
+        self._pace.forget(name)
         self.roster.remove(name)
 
     def _free(self, name: str) -> None:
@@ -363,7 +364,8 @@ class Machine:
     def _committed(self, generation: int) -> list[Command]:
         if self._phase is not _Phase.CLOSING or generation != self.generation:
             raise AssertionError(f"commit of generation {generation}, while {self.generation} is {self._phase.value}")
-        self.roster.touch(self._board.believed, generation)
+        for slot in self._board.slots:
+            self.roster.touch(slot.verdict.believed[0], generation)
         digest = self._board.slots[0].result.digest
         if self.aggregated < generation:
             self._recorded[generation] = digest

@@ -46,3 +46,8 @@ class Plan:
             raise IndexError(f"lease {index} of {len(self)}")
         first = index * self.lease_units
         return first, min(self.lease_units, self.units - first)
+
+    def index_of(self, first_unit: int, num_units: int) -> int | None:
+        """The lease of this range; None if there is none."""
+        index = first_unit // self.lease_units
+        return index if 0 <= index < len(self) and self.range(index) == (first_unit, num_units) else None

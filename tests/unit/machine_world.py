@@ -16,6 +16,7 @@ from es_service.events import (
     Assign,
     Close,
     Committed,
+    Draining,
     Fell,
     Finish,
     Joined,
@@ -73,6 +74,8 @@ class World:
         """First result of each worker for each lease of the open generation, but for those known to be wrong."""
         self.out: set[str] = set()
         """Workers in quarantine."""
+        self.draining: set[str] = set()
+        """Workers that end what they have and get no more."""
         self.against: dict[str, int] = {}
         self.closing: tuple[LeaseResult, ...] | None = None
         self.closed: dict[int, int] = {}
@@ -105,6 +108,12 @@ class World:
         self.workers.pop(name, None)
         self.held.pop(name, None)
         self.feed(Left(name))
+
+    def warn(self, name: str) -> None:
+        """Its node will be taken away."""
+        if name in self.workers and name not in self.out:
+            self.draining.add(name)
+        self.feed(Draining(name))
 
     def work(self, name: str) -> None:
         """The worker handles one message; its answer is on its way, and may be overtaken or come twice."""
@@ -271,7 +280,7 @@ class World:
         assert self.counting(index) is None
         assert HEAD not in results
         parties = results.keys() | {name for name, held in self.held.items() if self._key(lease) in held}
-        others = self.workers.keys() - self.out - parties
+        others = self.workers.keys() - self.out - self.draining - parties
         late = self.clock - self.since.get(index, self.clock) > self.policy.hedge_floor
         many = lease.attempt >= self.policy.most_attempts
         assert not others or late or many or len({result.payload for result in results.values()}) > 2
@@ -297,6 +306,7 @@ class World:
         assert self.plan.range(index) == (lease.first_unit, lease.num_units)
         assert self.counting(index) is None, "a lease that has its result"
         assert name not in self.out, "a lease for a worker in quarantine"
+        assert name not in self.draining, "a lease for a worker that is about to go"
         holders = [other for other, held in self.held.items() if self._key(lease) in held]
         assert name not in holders, "a second attempt at the same worker"
         results = self.results.get(index, {})
@@ -351,7 +361,9 @@ class World:
 
     def drain(self) -> None:
         """With one good worker and patience, the run comes to its end, whatever the others do."""
-        if "good" not in {worker.character for worker in self.workers.values() if worker.name not in self.out}:
+        if "good" not in {
+            worker.character for worker in self.workers.values() if worker.name not in self.out | self.draining
+        }:
             self.join("good", shares=self.generation % 2 == 0)
         for _ in range(20 * (len(self.plan) + 2) * (self.policy.goal + 1)):
             if self.finish or self.paused:
@@ -388,14 +400,14 @@ def random_step(world: World, rng: random.Random, characters: tuple[str, ...]) -
     """One step of a random walk: mostly work, with trouble between."""
     names = sorted(world.workers)
     action = rng.choices(
-        ["join", "leave", "work", "deliver", "again", "tick", "commit", "aggregate", "corrupt", "stop"],
-        [1, 0.5, 8, 8, 1, 3, 4, 3, 0.2, 0.01],
+        ["join", "leave", "warn", "work", "deliver", "again", "tick", "commit", "aggregate", "corrupt", "stop"],
+        [1, 0.5, 0.3, 8, 8, 1, 3, 4, 3, 0.2, 0.01],
     )[0]
     match action:
         case "join" if len(names) < 6:
             world.join(rng.choice(characters), rng.random() < 0.3)
-        case "leave" if names:
-            world.leave(rng.choice([*names, "stranger"]))
+        case "leave" | "warn" if names:
+            (world.leave if action == "leave" else world.warn)(rng.choice([*names, "stranger"]))
         case "work" if names:
             world.work(rng.choice(names))
         case "deliver" | "again":

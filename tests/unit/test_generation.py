@@ -381,6 +381,10 @@ class Interleaving(RuleBasedStateMachine):
         self.world.leave(self.names()[pick % len(self.names())])
 
     @rule(pick=st.integers(0, 5))
+    def warn(self, pick):
+        self.world.warn(self.names()[pick % len(self.names())])
+
+    @rule(pick=st.integers(0, 5))
     @precondition(lambda self: self.world.workers)
     def corrupt(self, pick):
         self.world.corrupt(self.names()[pick % len(self.names())])
@@ -421,7 +425,7 @@ class Interleaving(RuleBasedStateMachine):
 
 
 TestInterleaving = Interleaving.TestCase
-TestInterleaving.settings = settings(max_examples=100, stateful_step_count=60)
+TestInterleaving.settings = settings(stateful_step_count=60)  # HYPOTHESIS_PROFILE=explore: up to 120,000 steps
 
 
 @pytest.mark.parametrize("characters", [("good",), ("good", "mute", "behind", "malformed", "diverged"), CHARACTERS])
