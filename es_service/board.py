@@ -6,7 +6,7 @@ Every step costs O(1), but for taking a worker's results back, which happens to 
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Set
 from math import inf
 
 from es_service.messages import Lease, LeaseResult
@@ -90,6 +90,11 @@ class Board:
         self._refresh(slot)
         return verdict.wrong
 
+    @property
+    def believed(self) -> set[str]:
+        """Workers whose results count; once all leases are settled."""
+        return {slot.verdict.believed[0] for slot in self.slots}
+
     def withdraw(self, name: str) -> Iterator[Slot]:
         """Take all results of a worker away; yields their leases, to be weighed."""
         for slot in self.slots:
@@ -113,6 +118,11 @@ class Board:
                 break
             late.append((self.slots[index], name))
         return late
+
+    def waiting_for(self, slow: Set[str], held: list[tuple[str, int]]) -> list[tuple[Slot, str]]:
+        """Of these (worker, lease), those where too few others have the lease, or had it, that are not slow."""
+        found = [(self.slots[index], name) for name, index in held]
+        return [(slot, name) for slot, name in found if len(slot.holders - slow) < slot.verdict.wanted]
 
     def start_clock(self, now: float) -> None:
         """Leases that were given out before the first tick count from it."""

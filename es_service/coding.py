@@ -30,7 +30,7 @@ _DIGITS = np.arange(_SYMBOLS)[:, None] // 3 ** np.arange(votes.VOTES_PER_BYTE) %
 def encode(votes_Q: Int8Array) -> bytes:
     """Votes (Q,) int8 in {-1, 0, +1}, Q > 0, as bytes that with Q give them back; equal votes give equal bytes."""
     packed = votes.pack(votes_Q)
-    counts = np.bincount(_DIGITS[np.frombuffer(packed, np.uint8)].reshape(-1), minlength=3).tolist()
+    counts = _counts(packed)
     frequencies = _frequencies(counts)
     starts = _starts(frequencies)
     limits = [frequency << (48 - _SCALE) for frequency in frequencies]
@@ -60,7 +60,15 @@ def decode(data: bytes, count: int) -> Int8Array:
     packed, state, left = _symbols(_frequencies(counts), state, np.frombuffer(body, "<u2").tolist(), size)
     if state != _LOW or left:
         raise MessageError(f"the code of {count} votes ends in state {state:#x} with {left} words left")
+    if _counts(packed) != counts:
+        raise MessageError(f"the code of {count} votes says {counts} and holds {_counts(packed)} of each digit")
     return votes.unpack(packed, count)
+
+
+def _counts(packed: bytes) -> list[int]:
+    """How often each digit occurs, padding included."""
+    counts: list[int] = np.bincount(_DIGITS[np.frombuffer(packed, np.uint8)].reshape(-1), minlength=3).tolist()
+    return counts
 
 
 def _symbols(frequencies: list[int], state: int, words: list[int], size: int) -> tuple[bytes, int, int]:

@@ -244,7 +244,7 @@ class Coordinator:
                 self._handle(events.Fell(worker, message.lease, reason))
             elif isinstance(message, SliceResult) and message.run == self.run_id:
                 for name in self.updater.answered(worker, message):
-                    self._handle(events.Fell(name, None, f"its slice of update {message.generation} is not others'"))
+                    self._handle(events.Outvoted(name, f"its slice of update {message.generation} is not others'"))
             else:
                 raise MessageError("not an answer to an order of this run")
         except MessageError as error:

@@ -8,7 +8,7 @@ from es_service.messages import Lease, LeaseResult
 
 __all__ = [
     "Aggregated", "Assign", "Close", "Command", "Committed", "Draining", "Event", "Fell", "Finish", "Joined", "Judge",
-    "Left", "Notice", "Pause", "Returned", "SendRestore", "Stop", "Tick",
+    "Left", "Notice", "Outvoted", "Pause", "Returned", "SendRestore", "Stop", "Tick",
 ]  # fmt: skip
 
 
@@ -54,6 +54,14 @@ class Fell:
 
 
 @dataclass(frozen=True, slots=True)
+class Outvoted:
+    """A worker was found wrong about something that is no lease: a slice of an update."""
+
+    worker: str
+    reason: str
+
+
+@dataclass(frozen=True, slots=True)
 class Committed:
     """The record of the closed generation is durable."""
 
@@ -82,7 +90,7 @@ class Stop:
     reason: str
 
 
-Event = Joined | Left | Draining | Returned | Fell | Committed | Aggregated | Tick | Stop
+Event = Joined | Left | Draining | Returned | Fell | Outvoted | Committed | Aggregated | Tick | Stop
 
 
 # Commands: what the shell must do, in this order.

@@ -27,6 +27,7 @@ from es_service.events import (
     Judge,
     Left,
     Notice,
+    Outvoted,
     Pause,
     Returned,
     SendRestore,
@@ -88,6 +89,8 @@ class Machine:
                 return self._returned(worker, result)
             case Fell(worker, lease, reason):
                 return self._fell(worker, lease, reason)
+            case Outvoted(worker, reason):
+                return self._quarantine(worker, reason)
             case Committed(generation):
                 return self._committed(generation)
             case Aggregated(generation, digest):
@@ -172,20 +175,15 @@ class Machine:
                 commands += self._second(slot, holder, name)
             elif slot.results:
                 commands += self._ask_head(slot)
-        for slot, holder in self._held_by_slow():
+        slow = self._pace.slow
+        for slot, holder in self._board.waiting_for(slow.keys(), self.roster.held_by(slow, self.generation)):
             name = self._chosen(slot, idle=True)
-            if name is not None and name not in self._pace.slow:
+            if name is not None and name not in slow:
                 commands += self._second(slot, holder, name)
         return commands
 
     def _second(self, slot: Slot, holder: str, name: str) -> list[Command]:
         return [Notice("hedged", holder, self.generation, f"lease {slot.index}"), self._give(name, slot)]
-
-    def _held_by_slow(self) -> list[tuple[Slot, str]]:
-        """Leases of which too few are with workers that are not slow, and one that has it."""
-        slow = self._pace.slow
-        held = [(self._board.slots[index], name) for name, index in self.roster.held_by(slow, self.generation)]
-        return [(slot, name) for slot, name in held if len(slot.holders - slow.keys()) < slot.verdict.wanted]
 
     # What only the head can settle.
 
@@ -252,11 +250,13 @@ class Machine:
         """A worker that was wrong gets no more leases; what it gave to the open generation is evaluated again."""
         if self.roster.is_quarantined(name):
             return []  # it was found in two leases at once
+        if self._phase is _Phase.CLOSING:
+            self.roster.touch(self._board.believed, self.generation)  # its record is written
         reason += f"; committed generations with its votes: {self.roster.touched(name) or 'none'}"
         commands: list[Command] = [Notice("quarantined", name, self.generation, reason)]
         self._free(name)
         self.roster.set_state(name, State.QUARANTINED)
-        for slot in self._board.withdraw(name):
+        for slot in self._board.withdraw(name) if self._phase is _Phase.OPEN else ():
             commands += self._weigh(slot)
         if self.roster.all_quarantined and self._phase is not _Phase.ENDED:
             commands.append(self._deserted(f"every worker is quarantined, the last was {name} ({reason})"))
@@ -364,8 +364,7 @@ class Machine:
     def _committed(self, generation: int) -> list[Command]:
         if self._phase is not _Phase.CLOSING or generation != self.generation:
             raise AssertionError(f"commit of generation {generation}, while {self.generation} is {self._phase.value}")
-        for slot in self._board.slots:
-            self.roster.touch(slot.verdict.believed[0], generation)
+        self.roster.touch(self._board.believed, generation)
         digest = self._board.slots[0].result.digest
         if self.aggregated < generation:
             self._recorded[generation] = digest

@@ -165,15 +165,13 @@ class Roster:
         runs = worker.touched if worker else []
         return ", ".join(f"{first}-{last}" if first < last else f"{first}" for first, last in runs)
 
-    def touch(self, name: str, generation: int) -> None:
-        """Votes of this worker are in the record of `generation`."""
-        worker = self.workers.get(name)
-        if worker is None:
-            return
-        if worker.touched and worker.touched[-1][1] >= generation - 1:
-            worker.touched[-1][1] = generation
-        else:
-            worker.touched.append([generation, generation])
+    def touch(self, names: Iterable[str], generation: int) -> None:
+        """Votes of these workers are in the record of `generation`."""
+        for worker in [self.workers[name] for name in names if name in self.workers]:
+            if worker.touched and worker.touched[-1][1] >= generation - 1:
+                worker.touched[-1][1] = generation
+            else:
+                worker.touched.append([generation, generation])
 
     def start_clock(self, now: float) -> None:
         """Leases that were given out before the first tick count from it."""

@@ -18,6 +18,7 @@ from es_service.events import (
     Judge,
     Left,
     Notice,
+    Outvoted,
     Pause,
     Returned,
     SendRestore,
@@ -151,6 +152,18 @@ def test_the_notice_names_the_committed_generations_that_a_liar_touched():
     ]
     assert notice.worker == "liar"
     assert "committed generations with its votes: 0-1" in notice.detail
+
+
+def test_a_worker_that_is_wrong_about_a_slice_while_the_generation_closes_is_out_and_the_votes_stay():
+    m = machine(leases=2, share=0.0)
+    feed(m, Joined("liar"), Joined("a"), Returned("liar", result(0)))
+    (close,) = feed(m, Returned("a", result(1)))
+    (notice,) = feed(m, Outvoted("liar", "its slice"))
+    assert (notice.kind, notice.detail) == (QUARANTINED, "its slice; committed generations with its votes: 0")
+    assert feed(m, Outvoted("liar", "its slice")) == []
+    assert close == Close(0, (result(0), result(1)))
+    assert [c.worker for c in feed(m, Committed(0))] == ["a"], "nothing for the liar"
+    assert feed(m, Outvoted("a", "its slice"))[-1].reason.startswith("generation 1: every worker is quarantined")
 
 
 # Where there are not enough workers.

@@ -104,3 +104,13 @@ def test_entropy():
     assert coding.entropy_bits((2, 1, 1)) == 1.5
     assert coding.entropy_bits((0, 7, 0)) == 0
     assert coding.entropy_bits((0, 0, 0)) == 0
+
+
+def test_a_code_made_with_other_counts_is_refused(monkeypatch):
+    """It would decode, but `encode` makes one code of given votes and no other."""
+    values = votes([1, 1, -1, 0, 0, 0, 0, 0, 0, 0])
+    monkeypatch.setattr(coding, "_counts", lambda packed: [5, 3, 2])
+    code = coding.encode(values)
+    monkeypatch.undo()
+    with pytest.raises(MessageError, match=r"says \[5, 3, 2\] and holds \[7, 2, 1\]"):
+        coding.decode(code, 10)
