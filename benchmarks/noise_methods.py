@@ -201,8 +201,10 @@ def _ste(label: str, bits: int, **settings: Any) -> Method:
 
 
 METHODS = {
-    "published": _noise("noise_step as published: Bernoulli, 16/4/1 by loss", "support=bernoulli"),
-    "staged": _noise("noise_step, exact k, 16/4/1 by loss"),
+    "published": _noise(
+        "noise_step as published: Bernoulli, 16/4/1 by loss", "support=bernoulli", "density.kind=staged"
+    ),
+    "staged": _noise("noise_step, exact k, 16/4/1 by loss", "density.kind=staged"),
     "automatic": _noise("noise_step, exact k, automatic density", "density.kind=automatic"),
     "ste-adam-weak": _ste("STE-Adam, published start", 32, rate=1e-3, spread=False, adam=True, decay=False),
     "ste-adam": _ste("STE-Adam, tuned", 32, rate=3e-2, spread=True, adam=True, decay=True),

@@ -46,7 +46,8 @@ def config_of(workers: int, population: int, text: int, generations: int, **depl
     """EGG at D = 256, L = 6 on GPUs; each member reads one segment of `text` bytes."""
     config = load("egg-minipile", [f"population={population}", f"segment.bytes={text}"])
     worker = config.deployment.worker.model_copy(update={"num_gpus": 1.0})
-    return config.with_deployment(workers=workers, worker=worker, generations=generations, detach=True, **deployment)
+    settings = {"sliced_updates": "auto", **deployment}
+    return config.with_deployment(workers=workers, worker=worker, generations=generations, detach=True, **settings)
 
 
 def run(workers: int, population: int, text: int, costs: Costs, **deployment: Any) -> Outcome:

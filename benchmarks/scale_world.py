@@ -106,7 +106,7 @@ class _Broadcast:
 class SimulatedPool:
     """Workers that take exactly as long as `Costs` says. Never fails."""
 
-    wave_pairs = 0
+    size = wave_pairs = 0
 
     def __init__(self, config: RunConfig, costs: Costs, clock: Clock, seed: int) -> None:
         self.config, self.costs, self.clock = config, costs, clock

@@ -35,6 +35,7 @@ from es_service.messages import (
     encode_commit,
     encode_order,
 )
+from es_service.plan import Plan
 from es_service.pools import HEAD, Gone, Leaving, Pool, PoolEvent, Ready, Reply, Unplaced
 from es_service.problem import algorithm_of, plan_of, run_id
 from es_service.storage import Uploader
@@ -45,6 +46,8 @@ __all__ = ["Coordinator"]
 
 _POLL_SECONDS = 0.05
 _KEPT_COMMITS = 32
+_KEPT_PLANS = 8
+"""Generations of which late results are told from malformed ones."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -94,9 +97,9 @@ class Coordinator:
         self._history = list(history)
         self._threshold = self.algorithm.threshold(writer.generation, self._history)
         deployment = config.deployment
-        plan, start, policy = plan_of(config, pool.wave_pairs), aggregator.canonical, _policy(deployment)
-        agree = self.algorithm.agrees
-        self.machine = Machine(lambda _: plan, policy, writer.generation, start.generation, start.digest, agree)
+        start, policy, agree = aggregator.canonical, _policy(deployment), self.algorithm.agrees
+        self._plans: dict[int, Plan] = {}
+        self.machine = Machine(self._plan, policy, writer.generation, start.generation, start.digest, agree)
         self.run_id = run_id(config)
         self.updater = Updater(config, pool, self._send_parts)
         self.telemetry = telemetry
@@ -108,6 +111,14 @@ class Coordinator:
         self._scale: int | None = None
         self._began = self._last_beat = clock()
         self._finish: Finish | None = None
+
+    def _plan(self, generation: int) -> Plan:
+        """Cut for the workers that the pool keeps when a generation opens: no result depends on the cut."""
+        if generation not in self._plans:
+            self._plans = {g: plan for g, plan in self._plans.items() if g > generation - _KEPT_PLANS}
+            config = self.config.with_deployment(workers=self.pool.size or self.config.deployment.workers)
+            self._plans[generation] = plan_of(config, self.pool.wave_pairs)
+        return self._plans[generation]
 
     # Called by others.
 

@@ -70,6 +70,11 @@ class Pool(Protocol):
     wave_pairs: int
     """Pairs that fill one worker's device once, asked when the pool is made; 0 where that is nothing to go by."""
 
+    @property
+    def size(self) -> int:
+        """Workers that it is to keep now; 0: unknown."""
+        ...
+
     def broadcast(self, data: bytes) -> Any:
         """Bytes that end the messages to many workers, in whatever form is cheapest to send to all: see `send`."""
         ...

@@ -113,7 +113,7 @@ class Chaos:
         self._numbers = itertools.count()
         self.join()
 
-    wave_pairs = 0
+    size = wave_pairs = 0
 
     def broadcast(self, data: bytes) -> bytes:
         return data

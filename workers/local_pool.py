@@ -34,6 +34,7 @@ class LocalPool:
         self._evaluators = dict(evaluators)
         self._choose = choose
         self._make_referee = make_referee
+        self.size = len(evaluators)
         self.wave_pairs = wave_pairs
         self._queues: dict[str, deque[bytes]] = {name: deque() for name in evaluators}
         self._events: list[PoolEvent] = [

@@ -109,6 +109,11 @@ class RayPool:
         done = ((ref, self._calls.pop(ref, None)) for ref in ready)
         return events + [event for ref, call in done if call for event in self._finished(ref, call)]
 
+    @property
+    def size(self) -> int:
+        """Workers that it is to keep now."""
+        return self._wanted
+
     def scale(self, workers: int) -> None:
         """Keep so many actors; the newest leave first. May be called from any thread."""
         self._wanted = workers
