@@ -118,8 +118,8 @@ class DeploymentConfig(_Config):
     max_lag: int = Field(2, ge=0, le=64)
     """Generations by which the canonical parameters may be behind the commits."""
     sliced_updates: Literal["auto", "always", "never"] = "never"
-    """`never`: every replica makes each update whole, from the votes, and trusts nobody. `always`: workers that are idle
-    make slices of it, each slice two of them, and all replicas apply the joined step. `auto`: where a whole one takes so
+    """`never`: every replica makes each update whole, from the votes, and trusts nobody. `always`: idle workers make
+    slices of it, each slice two of them, and all replicas apply the joined step. `auto`: where a whole one takes so
     long that this is faster."""
     keyframe_every: int = Field(100, ge=1)
     """Generations between keyframes."""
