@@ -5,7 +5,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 NATIVE := $(shell find workers/ops/native -name '*.cpp' -o -name '*.hpp' -o -name '*.h' -o -name '*.inc') CMakeLists.txt
 
-.PHONY: install train test lint sanitize amx aarch64 wheel local-cluster bench noise-step-experiments clean
+.PHONY: install train test lint sanitize amx aarch64 wheel local-cluster bench chaos noise-step-experiments clean
 
 # Training needs little of what the tests need, which have PyTorch, a type checker and more.
 install: $(VENV)/installed
@@ -50,6 +50,14 @@ local-cluster: $(VENV)/trains
 
 bench: install
 	$(BIN)/python -m benchmarks.cpu --quick
+
+# Faults at random against a run on a local Ray cluster, then any interleaving of the state machine's events: minutes. The
+# seed is printed; `make chaos SEED=7 SECONDS=300` repeats its schedule.
+SEED ?= $(shell od -An -N3 -tu4 /dev/urandom | tr -d ' ')
+SECONDS ?= 180
+chaos: install
+	SEED=$(SEED) CHAOS_SECONDS=$(SECONDS) $(BIN)/python -m pytest -s tests/integration/test_chaos.py
+	HYPOTHESIS_PROFILE=explore $(BIN)/python -m pytest tests/unit/test_generation.py --timeout 0
 
 # The runs of docs/noise-step-experiments.md that its results lack, then its tables and plots.
 noise-step-experiments: install

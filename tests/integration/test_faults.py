@@ -1,18 +1,60 @@
-"""Workers that are slow, on real Ray processes."""
+"""Workers that are killed at any moment, nodes that go, workers that are slow: on real Ray processes."""
 
 from __future__ import annotations
 
+import os
+import random
+import signal
 import time
 
 import pytest
-from rays import run
+from rays import finish, run, worker_pids
 
 from es_service import launch as launch_module
 from es_service.directory import RunDirectory
+from es_service.launch import launch
 
 pytestmark = pytest.mark.ray
 
+ENDLESS = 1_000_000
 MAKE_RAY_POOL = launch_module.make_ray_pool
+
+
+def count(directory, kind):
+    return sum(event["kind"] == kind for event in directory.events())
+
+
+def journal_and_its_double(make_config, config, name, address, on_beat):
+    """The journal of a run that ends when `on_beat(status)` says so, and that of as many generations in peace."""
+    directory = RunDirectory(config.deployment.runs_dir, name)
+    with launch(config, directory, resume=False, address=address) as (handle, _):
+
+        def beat(status):
+            if on_beat(status):
+                handle.stop("enough")
+
+        end = finish(handle, beat)
+    same = make_config(pool="local", generations=end.generation)
+    return directory.journal_path.read_bytes(), run(same, "same", None)
+
+
+def test_workers_that_are_killed_at_any_moment_leave_no_trace(make_config, ray_address):
+    """One after the other, at moments that have nothing to do with generations; every time another joins."""
+    config = make_config(workers=3, generations=ENDLESS)
+    directory = RunDirectory(config.deployment.runs_dir, "killed")
+    rng, killed, due = random.Random(1), [], [0.0]
+
+    def kill(status):
+        alive = [pid for pid in worker_pids(directory) if pid not in killed]
+        if len(killed) < 5 and len(alive) == 3 and time.monotonic() > due[0]:
+            due[0] = time.monotonic() + rng.random()
+            killed.append(rng.choice(alive))
+            os.kill(killed[-1], signal.SIGKILL)
+        return len(killed) == 5 and count(directory, "worker_ready") >= 8
+
+    journal, same = journal_and_its_double(make_config, config, "killed", ray_address, kill)
+    assert journal == same
+    assert count(directory, "worker_gone") >= 5
 
 
 def sleeping(names_slow, seconds):
