@@ -45,7 +45,7 @@ def ray_address(ray_cluster):
 
 
 @pytest.fixture(scope="session")
-def corpus_dir(tmp_path_factory):
+def documents(tmp_path_factory):
     """A few small documents."""
     folder = tmp_path_factory.mktemp("corpus")
     for n in range(40):
@@ -55,14 +55,14 @@ def corpus_dir(tmp_path_factory):
 
 
 @pytest.fixture
-def make_config(corpus_dir, tmp_path):
+def make_config(documents, tmp_path):
     """A small run; its arguments are fields of the deployment."""
 
     def make(**deployment):
         tree = {
             "population": 320,
             "model": {"kind": "egg", "width": 32, "layers": 1},
-            "data": {"kind": "files", "paths": [str(corpus_dir)], "held_out_percent": 20},
+            "data": {"kind": "files", "paths": [str(documents)], "held_out_percent": 20},
             "segment": {"bytes": 16},
             "feeding": {"kind": "members_per_sequence", "members": 32},
             "deployment": {
