@@ -18,7 +18,8 @@ ROOT = Path(__file__).parents[2]
 
 def identity_of(folder):
     code = "from es_service.build import identity; print(identity())"
-    return subprocess.run([sys.executable, "-c", code], cwd=folder, env={}, capture_output=True, text=True, check=True)
+    command = [sys.executable, "-S", "-c", code]  # without site-packages: an editable install would be found first
+    return subprocess.run(command, cwd=folder, env={}, capture_output=True, text=True, check=True)
 
 
 def test_the_same_files_elsewhere_are_the_same_build_and_any_change_is_another(tmp_path):

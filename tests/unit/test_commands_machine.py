@@ -19,7 +19,7 @@ ROOT = Path(__file__).parents[2]
 GOLDEN = sorted((ROOT / "tests" / "golden").glob("*.npz"))
 SMALL = ROOT / "tests" / "golden" / "pub_d64_l2.npz"
 REFERENCE = ("--backend", "reference")
-RUNS = ["train", "resume", "stop", "status", "journal", "replay", "plot"]
+RUNS = ["train", "resume", "scale", "stop", "status", "journal", "replay", "plot"]
 COMMANDS = [
     *RUNS, "dashboard", "fetch", "export", "steps", "from-steps", "sample", "eval", "verify", "presets", "doctor",
 ]  # fmt: skip
