@@ -267,6 +267,7 @@ def _steps(commands: Commands[argparse.ArgumentParser]) -> None:
     )
     _with_run(steps)
     steps.add_argument("--out", type=Path, required=True, metavar="FILE.steps", help="file to write")
+    steps.add_argument("--generation", type=int, metavar="G", help="write the steps up to this one (default: the last)")
     steps.add_argument(
         "--without-scores", action="store_true", help="leave out the score sums, without which no run can be made of it"
     )

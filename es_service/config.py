@@ -117,10 +117,10 @@ class DeploymentConfig(_Config):
     """Share of leases, drawn in secret, that two workers evaluate; a worker found wrong gets no more leases."""
     max_lag: int = Field(2, ge=0, le=64)
     """Generations by which the canonical parameters may be behind the commits."""
-    sliced_updates: Literal["auto", "always", "never"] = "never"
+    sliced_updates: Literal["auto", "always", "never"] = "auto"
     """`never`: every replica makes each update whole, from the votes, and trusts nobody. `always`: idle workers make
-    slices of it, each slice two of them, and all replicas apply the joined step. `auto`: where a whole one takes so
-    long that this is faster."""
+    slices of it, each slice two of them, the head one of them too, and all replicas apply the joined step. `auto`:
+    where a whole one takes so long that this is faster."""
     keyframe_every: int = Field(100, ge=1)
     """Generations between keyframes."""
     keep_keyframes: int = Field(0, ge=0)

@@ -16,7 +16,7 @@ from es_service.aggregator import Aggregator, Applied, Evaluated, HeldOut
 from es_service.algorithms.base import AbstractAlgorithm, Past
 from es_service.config import DeploymentConfig, RunConfig
 from es_service.directory import RunDirectory
-from es_service.errors import DivergenceError, MessageError, RunError
+from es_service.errors import DivergenceError, MessageError, RunError, WrongStepError
 from es_service.events import Assign, Close, Command, Event, Finish, Judge, Notice, Pause, SendRestore
 from es_service.generation import Machine, Policy
 from es_service.journal_writer import JournalWriter
@@ -152,9 +152,12 @@ class Coordinator:
             self._end(self._finish)
             return self._finish
         except BaseException as error:
+            if isinstance(error, WrongStepError):
+                self.aggregator.close()  # it writes keyframes
+                error = WrongStepError(f"{error}. {self.keeper.distrust()}")
             with suppress(RunError):  # the disk may be what failed
                 self.telemetry.failed(error)
-            raise
+            raise error
         finally:
             self.pool.close()
             self.aggregator.close()
@@ -237,7 +240,8 @@ class Coordinator:
             case Unplaced(workers, need):
                 self.telemetry.unplaced(workers, need)
             case Reply(worker, data):
-                self.telemetry.received(len(data))
+                if worker != HEAD:
+                    self.telemetry.received(len(data))
                 if data:
                     self._on_reply(worker, data)
 
@@ -254,13 +258,18 @@ class Coordinator:
                 reason = f"replica at generation {message.replica_generation}"
                 self._handle(events.Fell(worker, message.lease, reason))
             elif isinstance(message, SliceResult) and message.run == self.run_id:
-                for name in self.updater.answered(worker, message):
-                    self._handle(events.Outvoted(name, f"its slice of update {message.generation} is not others'"))
+                self._on_slice(worker, message)
             else:
                 raise MessageError("not an answer to an order of this run")
         except MessageError as error:
             self.updater.left(worker)
             self._handle(events.Fell(worker, None, str(error)))
+
+    def _on_slice(self, worker: str, message: SliceResult) -> None:
+        for name in self.updater.answered(worker, message):
+            self._handle(events.Outvoted(name, f"its slice of update {message.generation} is not others'"))
+        if worker == HEAD:
+            self.telemetry.slice_checked()
 
     def _on_update(self) -> None:
         """A generation whose update was made in slices is committed when they are joined."""

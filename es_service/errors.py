@@ -8,6 +8,7 @@
     ├── KeyframeError                   a keyframe that is damaged or belongs elsewhere
     ├── StepsError                      a damaged or foreign steps file; names the byte offset
     ├── DivergenceError                 replicas and canonical parameters disagree
+    │   └── WrongStepError              an update that does not follow from its votes was applied
     ├── MessageError (ValueError)       a payload from a peer that is not well formed
     └── BackendError (RuntimeError)     a backend that cannot be had here, or a kernel's bad argument
 
@@ -25,6 +26,7 @@ __all__ = [
     "RunError",
     "ServiceError",
     "StepsError",
+    "WrongStepError",
 ]
 
 
@@ -58,6 +60,10 @@ class StepsError(ServiceError):
 
 class DivergenceError(ServiceError):
     """Replicas agree with each other and not with the canonical parameters: the run pauses."""
+
+
+class WrongStepError(DivergenceError):
+    """Workers agreed on an update that does not follow from its votes, and it was applied: the run pauses."""
 
 
 class MessageError(ServiceError, ValueError):

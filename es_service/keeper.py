@@ -77,6 +77,20 @@ class Keeper:
             self._save(canonical)
         return None if self._evaluated == canonical.generation else self._evaluate(canonical)
 
+    def distrust(self) -> str:
+        """Parameters since an unknown generation do not follow from the votes: set all keyframes aside.
+
+        Says how to go on.
+        """
+        keyframes.set_aside(self.directory.keyframes_path)
+        name = self.directory.name
+        return (
+            "Take those machines out and resume: the keyframes are set aside, and all is rebuilt from the votes. Where "
+            "`resume` then names a generation whose digest is not the journal's, go on from the one before it, G, in "
+            f"another run: `es-service steps {name} --generation G --out {name}.steps`, then "
+            f"`es-service from-steps {name}.steps --resume-as OTHER`"
+        )
+
     def _save(self, canonical: Canonical) -> None:
         layout, spec_hash = layout_of(self.config), self.config.spec_hash
         directory = self.directory.keyframes_path

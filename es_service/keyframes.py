@@ -34,6 +34,7 @@ __all__ = [
     "read_model",
     "save",
     "save_model",
+    "set_aside",
 ]
 
 FORMAT_VERSION = "1"
@@ -123,6 +124,16 @@ def prune(directory: Path, keep: int) -> list[int]:
         except OSError as error:
             raise KeyframeError(f"{directory}: cannot remove old keyframes: {error.strerror}") from error
     return old
+
+
+def set_aside(directory: Path) -> None:
+    """Rename all keyframes, so that nothing starts from them: `<generation>.safetensors.wrong`."""
+    for generation in list_generations(directory):
+        path = directory / f"{generation}.safetensors"
+        try:
+            path.rename(f"{path}.wrong")
+        except OSError as error:
+            raise KeyframeError(f"{path}: cannot be set aside: {error.strerror}; remove it by hand") from error
 
 
 def save_model(path: Path, layout: Layout, parameters_P: Int8Array, metadata: dict[str, str]) -> None:

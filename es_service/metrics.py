@@ -108,6 +108,9 @@ class Metrics:
         self.update_seconds = self._histogram(
             "update_seconds", "Time to apply a record to the canonical parameters.", _UPDATE_SECONDS
         )
+        self.slice_checks = self._counter(
+            "slice_checks", "Slices of updates by workers that the head made too, and found right."
+        )
         self.wire_bytes = self._counters("wire_bytes", "Messages with workers.", "direction", ("down", "up"))
         self.wire_per_member = self._gauge("wire_bytes_per_member", "All messages of the last generation.")
         self.record_per_member = self._gauge("record_bytes_per_member", "Votes in the last record of the journal.")

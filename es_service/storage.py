@@ -170,7 +170,6 @@ class Uploader:
         self.problem = ""
         self._storage, self._directory, self._writer = storage, directory, writer
         self._every_seconds = config.deployment.storage_every_seconds
-        self._keep = config.deployment.keep_keyframes
         self._config = b""
         self._mark = secrets.token_hex(8).encode()
         self._marked = False
@@ -283,19 +282,19 @@ class Uploader:
         return len(config)
 
     def _sync_keyframes(self) -> int:
-        stored = 0
-        for generation in keyframes.list_generations(self._directory.keyframes_path):
-            name = f"{generation}.safetensors"
+        """What is stored becomes what is here; a directory that is gone is no reason to remove them."""
+        folder, stored = self._directory.keyframes_path, 0
+        here = [f"{generation}.safetensors" for generation in keyframes.list_generations(folder)]
+        for name in here:
             if name not in self._saved:
                 try:
-                    data = (self._directory.keyframes_path / name).read_bytes()
+                    data = (folder / name).read_bytes()
                 except FileNotFoundError:
                     continue  # no longer among the newest
                 self._storage.write(f"keyframes/{name}", data)
                 self._saved.add(name)
                 stored += len(data)
-        old = sorted(self._saved, key=lambda name: int(name.partition(".")[0]))[: -self._keep] if self._keep else []
-        for name in old:
+        for name in self._saved.difference(here) if folder.is_dir() else ():
             self._storage.remove(f"keyframes/{name}")
             self._saved.discard(name)
         return stored

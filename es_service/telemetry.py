@@ -287,6 +287,10 @@ class Telemetry:
         for kind, ratio in applied.saturated.items():
             self.metrics.saturated.labels(kind).set(ratio)
 
+    def slice_checked(self) -> None:
+        """The head has found a slice of workers right."""
+        self.metrics.slice_checks.inc()
+
     def evaluated(self, generation: int, held_out: HeldOut) -> None:
         """Canonical parameters were evaluated on held-out data."""
         values = {"bits_per_byte": round(held_out.bits_per_byte, 6)}

@@ -1,16 +1,20 @@
 """Decides whether an update is made whole by every replica or in slices by some workers, and sees the slices through.
 
-Both give the same bits, so it may change its mind at any time: where slices make trouble, the votes go out instead.
+Both give the same bits, so it may change its mind at any time: where slices make trouble, the votes go out instead, and
+for some updates after them. Of every joined step the head makes one slice itself, drawn in secret, if it has the time:
+workers that agree on a wrong one are found out.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 from es_service.config import RunConfig
-from es_service.messages import Commit, SliceResult, encode_slice_order
-from es_service.pools import Pool
+from es_service.errors import WrongStepError
+from es_service.messages import Commit, SliceOrder, SliceResult, encode, encode_slice_order
+from es_service.pools import HEAD, Pool
 from es_service.problem import algorithm_of, layout_of, run_id
 from es_service.updates import OPINIONS, SlicedUpdate, slices
 
@@ -22,6 +26,18 @@ _PATIENCE = 3.0
 """Multiple of the expected seconds after which the votes go out instead."""
 _LONGEST_SECONDS = 60.0
 """The same where nothing is known of the time."""
+_LONGEST_PAUSE = 64
+"""Updates that are made whole after slices have failed: one at first, twice as many each time, at most so many."""
+
+
+@dataclass(frozen=True, slots=True)
+class _Check:
+    """A slice that the head makes too, and the workers that made it."""
+
+    generation: int
+    index: int
+    payload: bytes
+    workers: Sequence[str]
 
 
 class Updater:
@@ -43,6 +59,8 @@ class Updater:
         self._update: SlicedUpdate | None = None
         self._record: Any = None
         self._deadline = 0.0
+        self._check: _Check | None = None
+        self._pause = self._pauses = 0
 
     @property
     def busy(self) -> bool:
@@ -53,6 +71,9 @@ class Updater:
         """Start on a commit of votes, if slices by these idle workers pay; else it is to be sent as it is."""
         expected = self._expected(len(workers))
         if self.mode == "never" or len(workers) < OPINIONS:
+            return False
+        if self._pause:
+            self._pause -= 1
             return False
         if self.mode == "auto" and (expected is None or self.whole_seconds is None or expected >= self.whole_seconds):
             return False
@@ -83,7 +104,13 @@ class Updater:
             self._update.left(worker)
 
     def answered(self, worker: str, result: SliceResult) -> list[str]:
-        """A slice came back; the workers that it shows to be wrong. A late one counts for nothing."""
+        """A slice came back; the workers that it shows to be wrong. A late one counts for nothing.
+
+        Raises `WrongStepError` if it is the head's and the workers' was another.
+        """
+        if worker == HEAD:
+            self._compare(result)
+            return []
         if self._update is None or result.generation != self._update.generation:
             return []
         return self._update.returned(worker, result.index, result.payload)
@@ -95,10 +122,31 @@ class Updater:
         """
         if self._update is None or self._commit is None:
             return None
-        votes, step = self._commit, self._update.step
+        votes, update, step = self._commit, self._update, self._update.step
         if step is None:
             self._assign(workers)
-            if now < self._deadline and not self._update.stuck:
+            if now < self._deadline and not update.stuck:
                 return None
         self._commit = self._update = self._record = None
-        return votes if step is None else Commit(votes.generation, votes.threshold, step, is_step=True)
+        if step is None:
+            self._pauses = min(max(1, 2 * self._pauses), _LONGEST_PAUSE)
+            self._pause = self._pauses
+            return votes
+        self._pauses = 0
+        if self._check is None:
+            self._ask_head(votes, update)
+        return Commit(votes.generation, votes.threshold, step, is_step=True)
+
+    def _ask_head(self, commit: Commit, update: SlicedUpdate) -> None:
+        self._check = _Check(commit.generation, *update.drawn())
+        order = SliceOrder(self.run, commit.generation, self._check.index, commit.threshold, commit.record)
+        self.pool.send(HEAD, encode(order))
+
+    def _compare(self, result: SliceResult) -> None:
+        check, self._check = self._check, None
+        assert check
+        assert (check.generation, check.index) == (result.generation, result.index)
+        if result.payload != check.payload:
+            raise WrongStepError(
+                f"generation {check.generation}: {' and '.join(check.workers)} made the same wrong slice of its update"
+            )

@@ -7,6 +7,7 @@ everybody to apply it than to make the whole update from the votes. Both give th
 
 from __future__ import annotations
 
+import random
 from collections import deque
 from collections.abc import Iterable, Sequence
 from dataclasses import replace
@@ -23,6 +24,7 @@ __all__ = ["OPINIONS", "SlicedUpdate", "apply_commit", "apply_step", "check_slic
 
 OPINIONS = 2
 """Workers that must agree on a slice."""
+_SECRET = random.SystemRandom()
 _MOVE = 16
 """`Ops.apply` moves a weight where 16 |Z| reaches the threshold."""
 
@@ -83,20 +85,26 @@ def apply_step(ops: Ops, layout: Layout, parameters_P: Int8Array, step: bytes) -
 class SlicedUpdate:
     """Who makes which slice of one generation's update, and what came back.
 
-    Every slice goes to two workers, which must agree; where they do not, to more, until two do.
+    Every slice goes to two workers, which must agree; where they do not, to more, until two do. `rng` draws them.
     """
 
-    def __init__(self, generation: int, parts: Sequence[Layout]) -> None:
+    def __init__(self, generation: int, parts: Sequence[Layout], rng: random.Random = _SECRET) -> None:
         self.generation = generation
         self.parts = parts
         self._missing = deque(index for index in range(len(parts)) for _ in range(OPINIONS))
         self._holders: list[set[str]] = [set() for _ in parts]
         self._answers: list[dict[str, bytes]] = [{} for _ in parts]
         self._settled: dict[int, bytes] = {}
+        self._rng = rng
 
     def assign(self, workers: Iterable[str]) -> list[tuple[str, int]]:
-        """(worker, slice) to be sent now: in turn, nobody the same slice twice. What nobody can have stays missing."""
-        turn, given = deque(workers), []
+        """(worker, slice) to be sent now, nobody the same slice twice. What nobody can have stays missing.
+
+        The workers take turns in an order that they cannot foresee: no two of them can bring it about that they share
+        a slice.
+        """
+        names = list(workers)
+        turn, given = deque(self._rng.sample(names, len(names))), []
         for _ in range(len(self._missing)):
             index = self._missing.popleft()
             if index in self._settled:
@@ -139,6 +147,12 @@ class SlicedUpdate:
         self._settled[index] = right
         suspects = answers if first else {worker: payload}
         return [name for name, answer in suspects.items() if answer != right]
+
+    def drawn(self) -> tuple[int, bytes, list[str]]:
+        """One of the settled slices, its moves, and who made them: for the head to compare with its own."""
+        index = self._rng.choice(sorted(self._settled))
+        right = self._settled[index]
+        return index, right, [name for name, answer in self._answers[index].items() if answer == right]
 
     @property
     def stuck(self) -> bool:

@@ -35,26 +35,29 @@ def run(arguments: Namespace) -> int:
     out = parent_exists("--out", arguments.out)
     opened = open_run(directory_of(arguments))
     ops, _ = kernels(arguments.backend)
-    written = write_steps(out, opened, ops, scores=not arguments.without_scores)
+    written = write_steps(out, opened, ops, not arguments.without_scores, arguments.generation)
     generations, digest = written.header.generations, written.header.digest
     print(f"{out}: {generations} generations of {opened.directory.name}, ending at digest {digest:016x}")
     print_table(("part", "bytes", "bits a vote", ""), figures(written))
     return 0
 
 
-def write_steps(path: Path, opened: OpenedRun, ops: Ops, scores: bool = True) -> Steps:
-    """Write a run's steps, and read them again: every vote and number in the file is compared with the journal.
+def write_steps(path: Path, opened: OpenedRun, ops: Ops, scores: bool = True, generation: int | None = None) -> Steps:
+    """Write a run's steps up to a generation, by default the last.
 
-    Raises `DivergenceError` where the kernels do not come to a digest of the journal from its last keyframe.
+    They are read again: every vote and number in the file is compared with the journal. Raises `DivergenceError` where
+    the kernels do not come to a digest of the journal from its last keyframe up to there.
     """
     contents = opened.contents
-    last = model_of_run(opened, ops)
+    last = model_of_run(opened, ops, generation)
     first = config_at(contents, 0).model_copy(update={"deployment": opened.config.deployment})
-    changes = tuple((change.generation, change.spec) for change in contents.changes)
-    header = StepsHeader(portable_config(first), changes, len(contents.commits), last.digest, scores)
-    format_.write(path, header, _steps(opened, scores))
+    end = last.generation
+    changes = tuple((change.generation, change.spec) for change in contents.changes if change.generation <= end)
+    format_.write(
+        path, StepsHeader(portable_config(first), changes, end, last.digest, scores), _steps(opened, scores, end)
+    )
     written = format_.scan(path)
-    pairs = zip(written.between(0, header.generations), _steps(opened, scores), strict=True)
+    pairs = zip(written.between(0, end), _steps(opened, scores, end), strict=True)
     for found, step in pairs:
         if not np.array_equal(found.votes_Q, step.votes_Q) or _numbers(found) != _numbers(step):
             raise StepsError(f"{path}: generation {step.generation} reads otherwise than it was written: a bad disk")
@@ -65,10 +68,10 @@ def _numbers(step: Step) -> tuple[int, int, format_.Scores | None]:
     return step.generation, step.threshold, step.scores
 
 
-def _steps(opened: OpenedRun, scores: bool) -> Iterator[Step]:
+def _steps(opened: OpenedRun, scores: bool, end: int) -> Iterator[Step]:
     for first, stop, config in spans(opened.contents):
         algorithm = algorithm_of(config)
-        for commit in opened.contents.commits.between(first, stop):
+        for commit in opened.contents.commits.between(min(first, end), min(stop, end)):
             votes_Q = algorithm.votes(commit.record)
             if votes.pack(votes_Q) != commit.record:
                 raise StepsError(f"{opened.contents.path}: the records of this algorithm are more than packed votes")

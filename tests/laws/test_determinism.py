@@ -19,9 +19,7 @@ from harness import Run, chaos, deployed, hasty, local, train
 
 from es_service.errors import DivergenceError
 from es_service.journal import scan
-from es_service.replay import Replay
 from workers import ops as backends
-from workers.ops.reference import ReferenceOps
 
 SPECS = {
     "plain": {},
@@ -326,20 +324,3 @@ def test_a_liar_about_a_slice_is_outvoted(tiny_config, undisturbed):
     (event,) = [event for event in run.directory.events() if event["kind"] == "quarantined"]
     assert event["worker"] == "w0"
     assert event["detail"].startswith("its slice of update 0 is not others'; committed generations with its votes: 0")
-
-
-def test_two_that_tell_the_same_lie_about_a_slice_are_found_by_replay(tiny_config):
-    """The limit that docs/architecture.md and docs/security.md name: nobody else looks at a slice."""
-
-    def lie(coordinator):
-        for evaluator in coordinator.pool._evaluators.values():
-            evaluator.slice = partial(still_at_2, evaluator.slice)
-
-    def still_at_2(honest, order):
-        result = honest(order)
-        return replace(result, payload=bytes(len(result.payload))) if order.generation == 2 else result
-
-    run = train(always(tiny_config()), local(2), prepare=lie)
-    replay = Replay(run.contents, run.config, run.directory, ReferenceOps())
-    with pytest.raises(DivergenceError, match="generation 3 has digest"):
-        replay.rebuild(5, replay.first())

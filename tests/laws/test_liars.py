@@ -10,10 +10,16 @@ import numpy as np
 import pytest
 from harness import deployed, train
 
-from es_service import votes
-from es_service.errors import DivergenceError
+from es_service import cli, keyframes, votes
+from es_service.directory import RunDirectory
+from es_service.errors import DivergenceError, WrongStepError
 from es_service.journal import scan
+from es_service.messages import decode
+from es_service.pools import HEAD
+from es_service.problem import layout_of
 from es_service.replay import Replay
+from es_service.session import open_session
+from es_service.updates import slices
 from workers.evaluator import Evaluator
 from workers.local_pool import LocalPool
 from workers.ops.reference import ReferenceOps
@@ -92,3 +98,88 @@ def test_a_liar_alone_pauses_the_run_and_the_event_names_what_it_touched(audited
     with pytest.raises(DivergenceError, match="every worker is quarantined, the last was w0") as raised:
         train(config, pool(LateLiar))
     assert "committed generations with its votes: 0-1" in str(raised.value)
+
+
+# Two workers that make the same wrong slice of an update: the votes are right, the parameters are not.
+
+
+def conspiring(update, about=None):
+    """Prepares a run in which w0 and w1 lie alike about slices of updates from `update` on, by default all of them."""
+
+    def prepare(coordinator):
+        evaluators = coordinator.pool._evaluators
+        honest = Evaluator.slice
+
+        def lie(evaluator, order):
+            result = honest(evaluator, order)
+            wrong = order.generation >= update and (about is None or order.index in about)
+            return replace(result, payload=bytes(len(result.payload))) if wrong else result
+
+        for name in ("w0", "w1"):
+            evaluators[name].slice = lie.__get__(evaluators[name])
+
+    return prepare
+
+
+def sliced(config):
+    return deployed(config, sliced_updates="always", max_lag=0, keyframe_every=1)
+
+
+def late(coordinator, until):
+    """The check of update 2 waits until a generation is open."""
+    send, held = coordinator.pool.send, []
+
+    def later(worker, data, parts=()):
+        if worker == HEAD and decode(data).generation == 2:
+            held.append(data)
+        else:
+            send(worker, data, parts)
+        while held and coordinator.machine.generation >= until:
+            send(HEAD, held.pop(0))
+
+    coordinator.pool.send = later
+
+
+def betrayed(config, until):
+    """A run that paused because of a wrong step 2, which the head looked at when generation `until` was open."""
+    directory = RunDirectory(config.deployment.runs_dir, f"betrayed-{until}")
+    coordinator = open_session(config, directory, False, ReferenceOps(), pool(Evaluator, Evaluator))
+    conspiring(2)(coordinator)
+    late(coordinator, until)
+    with pytest.raises(WrongStepError, match=r"generation 2: w\d and w\d made the same wrong slice of its update"):
+        coordinator.run()
+    assert not keyframes.list_generations(directory.keyframes_path)
+    assert coordinator.heartbeat().state == "failed"
+    return directory
+
+
+def test_a_slice_that_workers_agreed_on_wrongly_is_found_and_the_run_resumes(tiny_config):
+    config = sliced(tiny_config())
+    directory = betrayed(config, until=2)
+    assert len(scan(directory.journal_path).commits) == 3, "no vote was cast on the wrong parameters"
+    assert train(config, directory=directory).journal == train(tiny_config()).journal
+
+
+def test_where_votes_were_cast_on_a_wrong_step_the_run_goes_on_elsewhere(tiny_config, tmp_path, capsys):
+    config = sliced(tiny_config())
+    directory = betrayed(config, until=4)
+    whole, found = train(tiny_config()), scan(directory.journal_path)
+    assert list(found.commits.between(0, 3)) == list(whole.contents.commits.between(0, 3))
+    assert found.commits[3] != whole.contents.commits[3]
+    with pytest.raises(DivergenceError, match="generation 3 has digest"):
+        train(config, directory=directory)
+    where, steps = ("--runs-dir", str(directory.path.parent)), str(tmp_path / "right.steps")
+    assert cli.main(["steps", "betrayed-4", "--out", steps, *where]) == 3
+    assert cli.main(["steps", "betrayed-4", "--generation", "2", "--out", steps, *where]) == 0
+    assert cli.main(["from-steps", steps, "--resume-as", "trusted", *where]) == 0
+    assert "2 generations of betrayed-4" in capsys.readouterr().out
+    assert train(config, directory=RunDirectory(directory.path.parent, "trusted")).journal == whole.journal
+
+
+def test_the_head_draws_the_slice_that_it_makes_too(tiny_config):
+    """A lie about one slice of several is found sooner or later, and one about none never."""
+    config = deployed(sliced(tiny_config()), generations=200)
+    parts = len(slices(layout_of(config)))
+    assert parts > 1
+    with pytest.raises(WrongStepError):
+        train(config, pool(Evaluator, Evaluator), prepare=conspiring(0, about={0}))

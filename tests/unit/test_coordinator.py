@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 from collections import Counter
 
@@ -321,7 +322,8 @@ def test_an_interrupt_closes_the_journal(tiny_config):
 
 def test_local_workers_work_in_turn(tiny_config):
     make, pools = watched(3)
-    run = train(tiny_config(), make)
+    every_call_takes_a_millisecond = itertools.count(step=1e-3).__next__
+    run = train(tiny_config(), make, prepare=lambda c: setattr(c, "clock", every_call_takes_a_millisecond))
     shares = Counter(worker for worker, message, _ in pools[0].sent if isinstance(message, Order))
     assert set(shares) == {"w0", "w1", "w2"}
     assert run.events["hedged"] == 0

@@ -3,15 +3,19 @@
 from __future__ import annotations
 
 import random
+from dataclasses import replace
 
 import numpy as np
 import pytest
 
 from es_service import votes
 from es_service.algorithms.eggroll import Eggroll, EggrollConfig
-from es_service.errors import MessageError
-from es_service.messages import Commit
+from es_service.config import resolve
+from es_service.errors import MessageError, WrongStepError
+from es_service.messages import Commit, SliceResult, decode
 from es_service.models import egg
+from es_service.pools import HEAD
+from es_service.updater import Updater
 from es_service.updates import SlicedUpdate, apply_commit, slices
 from workers import ops as backends
 
@@ -85,13 +89,14 @@ def test_one_worker_is_not_enough():
 
 def test_a_liar_is_outvoted_and_named():
     update = SlicedUpdate(3, PARTS[:1])
-    assert update.assign(["a", "b"]) == [("a", 0), ("b", 0)]
+    assert set(update.assign(["a", "b"])) == {("a", 0), ("b", 0)}
     assert update.returned("a", 0, answer(0, lie=1)) == []
     assert not update.stuck
     assert update.returned("b", 0, answer(0)) == []
     assert update.stuck
-    assert update.assign(["a", "b", "c", "d"]) == [("c", 0)], "not those who have answered"
-    assert update.returned("c", 0, answer(0)) == ["a"]
+    ((third, index),) = update.assign(["a", "b", "c", "d"])
+    assert third in "cd", "not those who have answered"
+    assert update.returned(third, index, answer(0)) == ["a"]
     assert update.step == answer(0)
 
 
@@ -126,3 +131,93 @@ def test_workers_leave_and_lie(seed):
             blamed.update(update.returned(name, index, answer(index, lie=-1 if name == max(liars) else name in liars)))
     assert update.step == STEP
     assert blamed <= liars
+
+
+def test_who_shares_a_slice_and_which_one_the_head_makes_too_is_drawn():
+    pairs, drawn = set(), set()
+    for seed in range(200):
+        update = SlicedUpdate(3, PARTS, random.Random(seed))
+        given = update.assign("abcd")
+        pairs.add(frozenset(name for name, index in given if index == 0))
+        for name, index in given:
+            update.returned(name, index, answer(index))
+        index, payload, workers = update.drawn()
+        assert payload == answer(index)
+        assert sorted(workers) == sorted(name for name, given_index in given if given_index == index)
+        drawn.add(index)
+    assert pairs == {frozenset(pair) for pair in ("ab", "bc", "cd", "ad", "ac", "bd")}
+    assert drawn == set(range(len(PARTS)))
+
+
+class Sent:
+    """Stands in for the pool: keeps what is sent."""
+
+    def __init__(self):
+        self.orders, self.checks = [], []
+
+    def broadcast(self, data):
+        return data
+
+    def send(self, worker, data, parts=(), size=0):
+        message = decode(b"".join((data, *parts)))
+        (self.checks if worker == HEAD else self.orders).append((worker, message))
+
+
+@pytest.fixture
+def updater():
+    config = resolve({
+        "population": 60, "seed": 5, "model": {"kind": "egg", "width": 32, "layers": 2}, "data": {"kind": "stdlib"},
+        "feeding": {"kind": "members_per_sequence", "members": 4},
+        "deployment": {"sliced_updates": "always"},
+    })  # fmt: skip
+    sent = Sent()
+    return Updater(config, sent, sent.send), sent
+
+
+def made(updater, sent, lie=0):
+    """Everybody answers, at once; the commit that follows."""
+    for worker, order in sent.orders:
+        updater.answered(worker, SliceResult(order.run, order.generation, order.index, answer(order.index, lie)))
+    sent.orders.clear()
+    return updater.take(["a", "b", "c"], now=0.0)
+
+
+def commit(generation):
+    return Commit(generation, 20, bytes(votes.packed_size(30)))
+
+
+def test_slices_that_take_too_long_are_not_tried_again_for_a_while(updater):
+    """After 1, 2, 4, ... whole updates; a joined step forgets it."""
+    updater, sent = updater
+    tried = []
+    for generation in range(12):
+        if updater.begin(commit(generation), ["a", "b"], now=0.0):
+            tried.append(generation)
+            assert updater.take([], now=100.0) == commit(generation), "the votes"
+    assert tried == [0, 2, 5, 10]
+    sent.orders.clear()
+    generation = 12
+    while not updater.begin(commit(generation), ["a", "b"], now=0.0):
+        generation += 1
+    assert generation == 10 + 8 + 1
+    assert made(updater, sent).is_step
+    assert updater.begin(commit(generation + 1), ["a", "b"], now=0.0)
+    assert updater.take([], now=100.0) == commit(generation + 1)
+    assert not updater.begin(commit(generation + 2), ["a", "b"], now=0.0)
+    assert updater.begin(commit(generation + 3), ["a", "b"], now=0.0)
+
+
+def test_the_head_makes_one_slice_at_a_time_too(updater):
+    updater, sent = updater
+    for generation in range(3):
+        assert updater.begin(commit(generation), ["a", "b"], now=0.0)
+        assert made(updater, sent).is_step
+    ((_, order),) = sent.checks
+    assert (order.generation, order.record) == (0, commit(0).record)
+    right = SliceResult(order.run, 0, order.index, answer(order.index))
+    assert updater.answered(HEAD, right) == []
+    assert updater.begin(commit(3), ["a", "b"], now=0.0)
+    made(updater, sent)
+    wrong = replace(right, generation=3, index=sent.checks[1][1].index, payload=b"other")
+    with pytest.raises(WrongStepError, match=r"generation 3: (a and b|b and a) made the same wrong slice"):
+        updater.answered(HEAD, wrong)
