@@ -393,7 +393,7 @@ class Machine:
         self._phase = _Phase.ENDED
         return [
             Pause(
-                f"generation {generation}: the replicas agree on digest {theirs:016x} and the canonical parameters "
-                f"have {self._canonical:016x}; replay with --verify to find which is right"
+                f"generation {generation}: the replicas agree on digest {theirs:016x}, the canonical parameters have "
+                f"{self._canonical:016x}; run `es-service verify` on their nodes, and see docs/security.md to go on"
             )
         ]
