@@ -1,8 +1,11 @@
 """Where workers go: counts and threads from the resources of the nodes."""
 
+import os
+
 import pytest
 
-from es_service.launch import _placed
+from es_service.errors import BackendError
+from es_service.launch import _placed, _ray
 
 LAPTOP = [{"CPU": 8.0}]
 TWO_NODES = [{"CPU": 16.0}, {"CPU": 8.0}, {"CPU": 0.0}]
@@ -44,3 +47,17 @@ def test_a_ray_job_needs_no_address(monkeypatch, variable, address):
     for words in (["train", "egg-smoke"], ["resume", "x"], ["stop", "x"]):
         assert build_parser().parse_args(words).address == address
     assert build_parser().parse_args(["train", "egg-smoke", "--address", "here:1"]).address == "here:1"
+
+
+@pytest.mark.parametrize("error", [Exception("The current node timed out during startup."), ConnectionError("refused")])
+@pytest.mark.parametrize(("address", "where"), [(None, "start a local Ray"), ("auto", "join the cluster at auto")])
+def test_a_ray_that_does_not_start_is_an_error_with_a_remedy(monkeypatch, error, address, where):
+    import ray
+
+    def fail(**options):
+        raise error
+
+    monkeypatch.setattr(ray, "init", fail)
+    monkeypatch.setattr("os.environ", dict(os.environ))
+    with pytest.raises(BackendError, match=f"cannot {where}: {error}.*deployment.pool=local"), _ray(address):
+        pass
