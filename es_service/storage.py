@@ -12,7 +12,7 @@ import secrets
 import threading
 import time
 from collections.abc import Iterator
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +20,7 @@ from es_service import keyframes
 from es_service.config import RunConfig
 from es_service.directory import RunDirectory, check_name
 from es_service.durable import write_atomically
-from es_service.errors import ConfigError, RunError
+from es_service.errors import ConfigError, RunError, ServiceError
 from es_service.journal import Close, encode
 from es_service.journal_writer import JournalWriter
 
@@ -105,20 +105,29 @@ def open_storage(config: RunConfig, name: str, resume: bool) -> Storage | None:
     url = config.deployment.storage_url
     if not url:
         return None
-    storage = Storage(url, name)
-    try:
+    with _answering(url):
+        storage = Storage(url, name)
         taken = storage.exists()
-    except Exception as error:
-        raise RunError(
-            f"deployment.storage_url: {storage.url} cannot be read ({_reason(error)}); check the URL, the credentials "
-            "and the network, or go on without it: --set deployment.storage_url=''"
-        ) from error
     if taken and not resume:
         raise RunError(
             f"{storage.url} holds a run of this name: go on with it by `es-service resume {name} --from {url}` or "
             "`es-service train --or-resume`, or choose another --name"
         )
     return storage
+
+
+@contextmanager
+def _answering(url: str) -> Iterator[None]:
+    """Around what a run needs of its storage at its start: whatever a file system raises becomes a `RunError`."""
+    try:
+        yield
+    except ServiceError:
+        raise
+    except Exception as error:
+        raise RunError(
+            f"deployment.storage_url: {url} cannot be read ({_reason(error)}); check the URL, the credentials "
+            "and the network, or go on without it: --set deployment.storage_url=''"
+        ) from error
 
 
 def fetch(url: str, name: str, directory: RunDirectory) -> str:
@@ -166,7 +175,7 @@ class Uploader:
     problem: str
 
     def __init__(self, storage: Storage, config: RunConfig, directory: RunDirectory, writer: JournalWriter) -> None:
-        """Raises `RunError` if the storage holds another run, or more of this one than `directory`."""
+        """Raises `RunError` if the storage does not answer, or holds another run, or more of this than `directory`."""
         self.problem = ""
         self._storage, self._directory, self._writer = storage, directory, writer
         self._every_seconds = config.deployment.storage_every_seconds
@@ -177,7 +186,8 @@ class Uploader:
         """Where the last segment of each growing file begins; all before it is closed."""
         self._ends: dict[str, int] = {}
         """What is stored of each growing file."""
-        self._take_stock()
+        with _answering(storage.url):
+            self._take_stock()
         self._closing = threading.Event()
         self._thread = threading.Thread(target=self._run, name="storage", daemon=True)
         self._thread.start()

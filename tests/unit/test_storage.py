@@ -274,6 +274,27 @@ def test_a_storage_that_does_not_answer(tiny_config, monkeypatch):
         fetch("memory://x", "run", RunDirectory(tiny_config().deployment.runs_dir, "none"))
 
 
+@pytest.mark.parametrize(("question", "call"), [*(("names", n) for n in range(1, 7)), ("read", 1)])
+def test_a_storage_that_goes_away_while_a_run_starts(tiny_config, monkeypatch, question, call):
+    """At any of the questions that a resumed run asks: the error names the field, and the journal is free again."""
+    run = train(tiny_config(deployment__storage_url="memory://away"))
+    longer, ask, calls = deployed(run.config, generations=9), getattr(Storage, question), []
+
+    def failing(self, name):
+        calls.append(name)
+        if len(calls) == call:
+            raise ConnectionResetError("the network is down")
+        return ask(self, name)
+
+    monkeypatch.setattr(Storage, question, failing)
+    said = r"deployment\.storage_url: memory://away.* cannot be read \(ConnectionResetError.*storage_url=''"
+    with pytest.raises(RunError, match=said):
+        train(longer, directory=run.directory)
+    assert len(calls) == call
+    assert train(longer, directory=run.directory).journal == expected(longer)
+    fsspec.filesystem("memory").store.clear()
+
+
 # The commands.
 
 
