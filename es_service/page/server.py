@@ -1,7 +1,7 @@
 """Serves the page of one run to browsers on this machine: three files and a stream of server-sent events.
 
-Whoever may open a connection to 127.0.0.1 here may read the page. It listens on no other address, answers GET alone,
-and only where the Host header names this machine, so that a web site that points its own name here gets nothing
+Whoever may open a connection to 127.0.0.1 here may read the page. It listens on no other address, answers GET and HEAD
+alone, and only where the Host header names this machine, so that a web site that points its own name here gets nothing
 (DNS rebinding). What it sends is read from the run's directory; nothing is taken from the request but its path.
 """
 
@@ -177,9 +177,10 @@ class _Handler(BaseHTTPRequestHandler):
 
     def do_POST(self) -> None:
         """Nothing here can be changed."""
-        self._refuse(HTTPStatus.METHOD_NOT_ALLOWED, "GET only")
+        self._refuse(HTTPStatus.METHOD_NOT_ALLOWED, "GET and HEAD only")
 
-    do_HEAD = do_PUT = do_PATCH = do_DELETE = do_OPTIONS = do_POST
+    do_HEAD = do_GET  # `_answer` leaves the body out, and a stream has none
+    do_PUT = do_PATCH = do_DELETE = do_OPTIONS = do_POST
 
     def _stream(self) -> None:
         """Everything so far, then what is new, as JSON in server-sent events until one side ends."""
@@ -188,7 +189,7 @@ class _Handler(BaseHTTPRequestHandler):
             return
         try:
             self._head(HTTPStatus.OK, "text/event-stream")
-            seen, version, ended = Seen(), -1, False
+            seen, version, ended = Seen(), -1, self.command == "HEAD"
             while not ended:
                 version, news = self.page.news(seen, version)
                 ended = "ended" in news
@@ -204,7 +205,8 @@ class _Handler(BaseHTTPRequestHandler):
 
     def _answer(self, status: HTTPStatus, kind: str, body: bytes) -> None:
         self._head(status, kind, len(body))
-        self.wfile.write(body)
+        if self.command != "HEAD":
+            self.wfile.write(body)
 
     def _head(self, status: HTTPStatus, kind: str, size: int | None = None) -> None:
         self.send_response(status)
@@ -212,7 +214,7 @@ class _Handler(BaseHTTPRequestHandler):
         if size is not None:
             self.send_header("Content-Length", str(size))
         if status == HTTPStatus.METHOD_NOT_ALLOWED:
-            self.send_header("Allow", "GET")
+            self.send_header("Allow", "GET, HEAD")
         for name, value in _HEADERS.items():
             self.send_header(name, value)
         self.end_headers()

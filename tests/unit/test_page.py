@@ -190,10 +190,24 @@ def test_nothing_else_is_served(page, path):
     assert request(page[0], path).status == 404
 
 
-@pytest.mark.parametrize("method", ["POST", "PUT", "DELETE", "HEAD", "OPTIONS", "PATCH"])
-def test_only_get_is_answered(page, method):
+@pytest.mark.parametrize("method", ["POST", "PUT", "DELETE", "OPTIONS", "PATCH"])
+def test_nothing_can_be_changed(page, method):
     answer = request(page[0], method=method)
-    assert (answer.status, answer.headers["Allow"]) == (405, "GET")
+    assert (answer.status, answer.headers["Allow"]) == (405, "GET, HEAD")
+
+
+@pytest.mark.parametrize("path", ["/", "/page.js", "/events", "/nothing"])
+def test_head_is_get_without_the_body(page, path):
+    """Read from the socket to its end: a client would not look for a body."""
+    with socket.create_connection(page[0]._server.server_address, timeout=30) as connection:
+        connection.sendall(f"HEAD {path} HTTP/1.0\r\nHost: localhost\r\n\r\n".encode())
+        head, _, body = b"".join(iter(lambda: connection.recv(4096), b"")).partition(b"\r\n\r\n")
+    assert body == b""
+    answer = request(page[0], path)
+    assert head.startswith(f"HTTP/1.0 {answer.status} ".encode())
+    for name in ("Content-Type", "Content-Length", "Content-Security-Policy"):
+        lines = [line for line in head.decode().split("\r\n") if line.startswith(f"{name}: ")]
+        assert lines == [f"{name}: {value}" for value in [answer.headers[name]] if value]
 
 
 @pytest.mark.parametrize(
