@@ -103,6 +103,7 @@ class Coordinator:
         self.run_id = run_id(config)
         self.updater = Updater(config, pool, self._send_parts)
         self.telemetry = telemetry
+        telemetry.wants(pool.size or deployment.workers or 1)
         self._recent: deque[_Sendable] = deque(maxlen=_KEPT_COMMITS + deployment.max_lag)
         self._replicas: dict[str, int] = {}
         self._sharing: set[str] = set()

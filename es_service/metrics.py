@@ -84,6 +84,7 @@ class Metrics:
     def _fleet(self) -> None:
         """Who works on it."""
         self.workers = self._gauge("workers", "Workers by state.", "state")
+        self.wanted = self._gauge("wanted_workers", "Workers that the run is to have now; 0 while it is scaled to none.")
         self.worker_events = self._counters("worker_events", "Workers that came and went.", "kind", WORKER_EVENTS)
         self.leases_in_flight = self._gauge("leases_in_flight", "Leases held by workers now.")
         self.lease_events = self._counters("lease_events", "What happened to leases.", "kind", LEASE_EVENTS)
@@ -102,7 +103,7 @@ class Metrics:
         self.generation_seconds = self._histogram(
             "generation_seconds", "From one commit to the next.", _GENERATION_SECONDS
         )
-        self.last_commit = self._gauge("last_commit_timestamp_seconds", "When the last generation was committed.")
+        self.last_commit = self._gauge("last_commit_timestamp_seconds", "Time since when a commit is awaited.")
         self.journal_bytes = self._gauge("journal_bytes", "Size of the journal.")
         self.fsync_seconds = self._histogram("journal_fsync_seconds", "Time to make a record durable.", _FSYNC_SECONDS)
         self.update_seconds = self._histogram(

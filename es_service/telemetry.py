@@ -70,7 +70,7 @@ class Telemetry:
         self._table = WorkerTable(directory.workers_path, clock)
         self._opened = clock()
         self._woke = self._looked = -inf
-        self._down = self._up = self._model_bytes = 0
+        self._down = self._up = self._model_bytes = self._wanted = 0
         self._given: dict[tuple[str, Lease], float] = {}
         self._describe()
 
@@ -132,9 +132,17 @@ class Telemetry:
         """The head is there in place of one that died."""
         self._show(alarm=f"the head died; another goes on from generation {self.status.generation}")
 
+    def wants(self, workers: int) -> None:
+        """So many workers are to be there from now on. Time in which none were is no delay of the next commit."""
+        if workers and not self._wanted:
+            self.metrics.last_commit.set(time.time())
+        self._wanted = workers
+        self.metrics.wanted.set(workers)
+
     def scaled(self, workers: int) -> None:
         """Another number of workers was asked for."""
         self.directory.log_event("scaled", workers=workers)
+        self.wants(workers)
 
     def unplaced(self, workers: int, need: str) -> None:
         """So many workers have not started for a long time."""

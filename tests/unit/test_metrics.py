@@ -86,7 +86,7 @@ def test_gauges_are_those_of_the_last_generation(one_run):
     assert 8 * value(telemetry, "record_bytes_per_member") == commit["bits_per_member"] == 0.8
     assert 8 * value(telemetry, "wire_bytes_per_member") == pytest.approx(commit["wire_bits_per_member"], abs=1e-6)
     assert value(telemetry, "journal_bytes") == commit["journal_bytes"]
-    assert value(telemetry, "workers", state="active") == 1
+    assert value(telemetry, "workers", state="active") == value(telemetry, "wanted_workers") == 1
     assert value(telemetry, "goal_generations") == 5
     assert value(telemetry, "population_members") == 40
     assert value(telemetry, "parameters") == layout_of(run.config).size
@@ -183,6 +183,19 @@ def test_leases_of_a_lost_worker_expire(tiny_config):
     train(tiny_config(), local(2), prepare=lose)
     telemetry, coordinator = seen
     assert value(telemetry, "lease_events_total", kind="expired") == coordinator.lost[0] > 0
+
+
+def test_a_run_scaled_to_no_workers_awaits_no_commit(tiny_config, monkeypatch):
+    seen, prepare = watched()
+    train(tiny_config(), prepare=prepare)
+    telemetry, now = seen[0], [1e9]
+    monkeypatch.setattr("es_service.telemetry.time.time", lambda: now[0])
+    awaited = value(telemetry, "last_commit_timestamp_seconds")
+    for workers, since in ((3, awaited), (0, awaited), (0, awaited), (2, 1e9 + 3), (4, 1e9 + 3)):
+        telemetry.scaled(workers)
+        assert value(telemetry, "wanted_workers") == workers
+        assert value(telemetry, "last_commit_timestamp_seconds") == since
+        now[0] += 1
 
 
 def test_saturated_weights_by_kind(tiny_config):
