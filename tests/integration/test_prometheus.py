@@ -198,6 +198,7 @@ def test_every_query_of_the_dashboards_and_alerts(config, ray_address, prometheu
             get(f"{prometheus}/api/v1/query", query=rule["expr"])  # raises where it cannot be evaluated
         (group,) = get(f"{prometheus}/api/v1/rules")["groups"]
         assert {rule["name"]: rule["health"] for rule in group["rules"]} == {r["alert"]: "ok" for r in alerts()}
+        check_federation(fetch(f"{prometheus}/{federation()}"))
         runs = {"match[]": "es_service_goal_generations"}
         assert get(f"{prometheus}/api/v1/label/run/values", **runs) == [CLASSIFIER, RUN], (
             "the variable `run` of the dashboards"
@@ -216,6 +217,21 @@ def test_every_query_of_the_dashboards_and_alerts(config, ray_address, prometheu
 
 def text_of(target):
     return fetch(f"http://{target}/metrics")
+
+
+def federation():
+    """What the PodMonitor for Kubernetes makes another Prometheus ask for."""
+    monitor = yaml.safe_load((ROOT / "cluster" / "kuberay" / "podmonitor.yaml").read_text())
+    (endpoint,) = monitor["spec"]["podMetricsEndpoints"]
+    return f"{endpoint['path']}?{urllib.parse.urlencode(endpoint['params'], doseq=True)}".removeprefix("/")
+
+
+def check_federation(text):
+    """All that the dashboards and alerts ask for is handed on, under the labels of the runs."""
+    names = set(re.findall(r"^(\w+)\{", text, re.MULTILINE))
+    asked = " ".join([*panel_queries().values(), *(rule["expr"] for rule in alerts())])
+    assert set(re.findall(r"\b((?:es_service|ray|process)_\w+|up)\b(?!\s*\()", asked)) <= names
+    assert re.search(rf'^up\{{instance="{RUN}",job="es-service",run="{RUN}"\}} 1 ', text, re.MULTILINE)
 
 
 def check_values(found):

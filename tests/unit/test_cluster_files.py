@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import copy
 import os
 import re
 import subprocess
 from pathlib import Path
 
+import jsonschema
 import pytest
 import yaml
+from crds import schema
 
 from es_service.config import load
 
@@ -16,7 +19,9 @@ ROOT = Path(__file__).parents[2]
 CLUSTER = ROOT / "cluster"
 LAUNCHED = ["h100.yaml", "gcp-h100.yaml", "on-premises.yaml"]
 CLOUDS = LAUNCHED[:2]
+HEAD_CONTAINER = ["headGroupSpec", "template", "spec", "containers", 0]
 MANIFESTS = ["raycluster.yaml", "rayjob.yaml"]
+MONITOR = "podmonitor.yaml"
 LISTS = ("initialization", "setup", "head_setup", "worker_setup", "head_start_ray", "worker_start_ray")
 
 
@@ -25,9 +30,15 @@ def read(name):
 
 
 def manifest(name):
-    """The Ray object of a KubeRay file."""
-    documents = yaml.safe_load_all((CLUSTER / "kuberay" / name).read_text())
-    return next(document for document in documents if document["kind"].startswith("Ray"))
+    """The first object of a file for Kubernetes."""
+    return next(yaml.safe_load_all((CLUSTER / "kuberay" / name).read_text()))
+
+
+def containers(group):
+    """Those of a pod by name; Ray's is the first, as KubeRay wants it."""
+    found = {container["name"]: container for container in group["template"]["spec"]["containers"]}
+    assert next(iter(found)).startswith("ray-")
+    return found
 
 
 def cluster_spec(name):
@@ -37,7 +48,7 @@ def cluster_spec(name):
 
 def test_every_file_is_here():
     assert sorted(path.name for path in CLUSTER.glob("*.yaml")) == sorted(LAUNCHED)
-    assert sorted(path.name for path in (CLUSTER / "kuberay").iterdir()) == sorted(MANIFESTS)
+    assert sorted(path.name for path in (CLUSTER / "kuberay").iterdir()) == sorted([*MANIFESTS, MONITOR])
 
 
 # ray up
@@ -202,9 +213,10 @@ def test_pods_have_token_mode_the_pinned_ray_and_no_root(name):
     for group in (spec["headGroupSpec"], *spec["workerGroupSpecs"]):
         pod = group["template"]["spec"]
         assert pod["securityContext"]["runAsNonRoot"] is True
-        for container in pod["containers"]:
-            assert {"name": "RAY_AUTH_MODE", "value": "token"} in container["env"]
+        for name, container in containers(group).items():
             assert container["resources"]["limits"] == container["resources"]["requests"]
+            if name.startswith("ray-"):
+                assert {"name": "RAY_AUTH_MODE", "value": "token"} in container["env"]
 
 
 def test_the_job_goes_on_where_the_last_cluster_stopped():
@@ -219,59 +231,83 @@ def test_the_job_goes_on_where_the_last_cluster_stopped():
     assert float(yaml.safe_load(spec["runtimeEnvYAML"])["env_vars"]["RAY_JOB_STOP_WAIT_TIME_S"]) > 60
 
 
-FIELDS = {
-    "RayCluster": {
-        "rayVersion", "authOptions", "enableInTreeAutoscaling", "autoscalerOptions", "gcsFaultToleranceOptions",
-        "headGroupSpec", "workerGroupSpecs",
-    },
-    "RayJob": {
-        "entrypoint", "runtimeEnvYAML", "backoffLimit", "shutdownAfterJobFinishes", "ttlSecondsAfterFinished",
-        "rayClusterSpec",
-    },
-}  # fmt: skip
-"""Fields of KubeRay 1.7.0 that the manifests use; its CRDs are in no package registry."""
-GROUP_FIELDS = {"groupName", "replicas", "minReplicas", "maxReplicas", "rayStartParams", "template"}
+@pytest.mark.parametrize("name", MANIFESTS)
+def test_the_prometheus_beside_the_head_reads_what_the_service_and_ray_write(name):
+    """The shipped config, at a place from which its rules are found, and both of its lists, shared with Ray."""
+    from es_service.config import DeploymentConfig
+
+    head = cluster_spec(name)["headGroupSpec"]
+    ray, prometheus = containers(head).values()
+    assert f"prom/{prometheus['name']}:" in prometheus["image"]
+    assert prometheus["image"] in (ROOT / "dashboards" / "compose.yaml").read_text()
+    ours, theirs = (
+        {mount["mountPath"]: mount for mount in container["volumeMounts"]} for container in (prometheus, ray)
+    )
+    config = prometheus["args"][0].removeprefix("--config.file=")
+    shipped = yaml.safe_load((CLUSTER / "prometheus.yml").read_text())
+    rules = [os.path.normpath(f"{config}/../{path}") for path in shipped["rule_files"]]
+    made = re.search(r"create configmap (\S+) (.*)", (CLUSTER / "kuberay" / name).read_text())
+    files = {Path(word).name: ROOT / word for word in re.findall(r"--from-file=(\S+)", made[2])}
+    for path in (config, *rules):
+        assert ours[path]["name"] == made[1]
+        assert files[ours[path]["subPath"]].is_file()
+    assert files["prometheus.yml"] == CLUSTER / "prometheus.yml"
+    lists = [path for job in shipped["scrape_configs"] for path in job["file_sd_configs"][0]["files"]]
+    assert Path(lists[0]).parent == DeploymentConfig().metrics_targets_dir
+    for path in lists:
+        (shared,) = [folder for folder in theirs if path.startswith(f"{folder}/")]
+        assert ours[shared]["name"] == theirs[shared]["name"]
+    volumes = {volume["name"]: volume for volume in head["template"]["spec"]["volumes"]}
+    assert volumes.keys() >= {mount["name"] for mount in (*ours.values(), *theirs.values())}
+    assert volumes[made[1]]["configMap"]["name"] == made[1]
+    assert theirs["/tmp/ray"]["name"] == "ray-logs", "KubeRay's autoscaler mounts the volume of that name"
 
 
 @pytest.mark.parametrize("name", MANIFESTS)
-def test_it_uses_known_fields_only(name):
-    assert manifest(name)["apiVersion"] == "ray.io/v1"
-    assert manifest(name)["spec"].keys() <= FIELDS[manifest(name)["kind"]]
+def test_rays_exporter_listens_in_every_pod(name):
     spec = cluster_spec(name)
-    assert spec.keys() <= FIELDS["RayCluster"]
-    assert spec["headGroupSpec"].keys() == {"rayStartParams", "template"}
-    for group in spec["workerGroupSpecs"]:
-        assert group.keys() == GROUP_FIELDS
-    assert spec["autoscalerOptions"].keys() == {"version", "idleTimeoutSeconds", "upscalingMode"}
+    for group in (spec["headGroupSpec"], *spec["workerGroupSpecs"]):
+        port = int(group["rayStartParams"]["metrics-export-port"])
+        assert {"containerPort": port, "name": "metrics"} in next(iter(containers(group).values()))["ports"]
 
 
-CRDS = os.environ.get("ES_SERVICE_KUBERAY_CRDS", "")
+def test_an_operators_prometheus_takes_all_of_it_from_there():
+    monitor = manifest(MONITOR)["spec"]
+    assert monitor["selector"]["matchLabels"] == {"ray.io/node-type": "head"}
+    (endpoint,) = monitor["podMetricsEndpoints"]
+    for name in MANIFESTS:
+        ports = containers(cluster_spec(name)["headGroupSpec"])["prometheus"]["ports"]
+        assert [port["name"] for port in ports] == [endpoint["port"]]
+    jobs = [job["job_name"] for job in yaml.safe_load((CLUSTER / "prometheus.yml").read_text())["scrape_configs"]]
+    assert (endpoint["path"], endpoint["honorLabels"]) == ("/federate", True)
+    assert endpoint["params"] == {"match[]": [f'{{job="{job}"}}' for job in jobs]}
 
 
-@pytest.mark.skipif(not CRDS, reason="ES_SERVICE_KUBERAY_CRDS names no folder with KubeRay's ray.io_*.yaml")
-@pytest.mark.parametrize("name", MANIFESTS)
-def test_it_fits_the_schema_of_kuberay(name):
-    import jsonschema
-
+@pytest.mark.parametrize("name", [*MANIFESTS, MONITOR])
+def test_it_fits_the_schema_of_its_kind(name):
     document = manifest(name)
-    crd = yaml.load((Path(CRDS) / f"ray.io_{document['kind'].lower()}s.yaml").read_text(), Loader=yaml.CSafeLoader)
-    version = next(version for version in crd["spec"]["versions"] if version["name"] == "v1")
-    schema = strict(version["schema"]["openAPIV3Schema"])
-    jsonschema.validate(document, schema)
-    document["spec"]["noSuchField"] = 1
-    with pytest.raises(jsonschema.ValidationError, match="noSuchField"):
-        jsonschema.validate(document, schema)
+    jsonschema.validate(document, schema(document["kind"]))
+    for path in (["spec"], ["spec", *deepest(document["spec"])]):
+        wrong = copy.deepcopy(document)
+        node = wrong
+        for key in path:
+            node = node[key]
+        node["noSuchField"] = 1
+        with pytest.raises(jsonschema.ValidationError, match="noSuchField"):
+            jsonschema.validate(wrong, schema(document["kind"]))
 
 
-def strict(node):
-    """The schema as the API server applies it: unknown fields are refused, int-or-string is either."""
-    if isinstance(node, list):
-        return [strict(item) for item in node]
-    if not isinstance(node, dict):
-        return node
-    node = {key: strict(value) for key, value in node.items()}
-    if node.get("x-kubernetes-int-or-string"):
-        return {"type": ["integer", "string"]}
-    if "properties" in node and node["properties"].get("kind") != {"type": "string"}:
-        node.setdefault("additionalProperties", False)
-    return node
+def deepest(node):
+    """Where a field of a container or an endpoint is: below lists and templates."""
+    if "podMetricsEndpoints" in node:
+        return ["podMetricsEndpoints", 0]
+    return [*(["rayClusterSpec"] if "rayClusterSpec" in node else []), *HEAD_CONTAINER]
+
+
+def test_the_alerts_fit_the_operator_as_the_manual_sends_them():
+    manual = (ROOT / "docs" / "operations.md").read_text()
+    command = re.search(r"^(\{ printf .*\}) \| kubectl apply -f -$", manual, re.MULTILINE | re.DOTALL)[1]
+    done = subprocess.run(["bash", "-c", command], cwd=ROOT, check=True, capture_output=True, text=True)
+    document = yaml.safe_load(done.stdout)
+    jsonschema.validate(document, schema(document["kind"]))
+    assert document["spec"] == yaml.safe_load((ROOT / "dashboards" / "alerts.yml").read_text())
