@@ -69,7 +69,7 @@ class Metrics:
         self.baseline = self._gauge(
             "baseline_loss", "Bits a byte that a simple model needs for the held-out text.", "model"
         )
-        self.accuracy = self._gauge("accuracy_ratio", "Share of examples that a classifier gets right.", "split")
+        self.accuracy = self._gauge("accuracy_ratio", "Share of examples that a ternary network gets right.", "split")
         self.evaluated = self._gauge("evaluated_generation", "Generation of the last held-out evaluation.")
         self.score = self._gauge(
             "member_score", "Scores of the last generation's members in bits; higher is better.", "statistic"
@@ -84,7 +84,7 @@ class Metrics:
     def _fleet(self) -> None:
         """Who works on it."""
         self.workers = self._gauge("workers", "Workers by state.", "state")
-        self.wanted = self._gauge("wanted_workers", "Workers that the run is to have now; 0 while it is scaled to none.")
+        self.wanted = self._gauge("wanted_workers", "Workers that the run is to have now.")
         self.worker_events = self._counters("worker_events", "Workers that came and went.", "kind", WORKER_EVENTS)
         self.leases_in_flight = self._gauge("leases_in_flight", "Leases held by workers now.")
         self.lease_events = self._counters("lease_events", "What happened to leases.", "kind", LEASE_EVENTS)

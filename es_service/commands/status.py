@@ -144,15 +144,16 @@ def _status_or_error(runs_dir: Path, name: str) -> dict[str, Any]:
 
 
 def _print_all(listed: Sequence[dict[str, Any]]) -> None:
-    columns = ("run", "state", "generation", "bits/byte", "held-out", "bytes/s", "bits/member")
+    columns = ("run", "state", "generation", "training", "held-out", "loss in", "speed", "bits/member")
     rows = []
     for values in listed:
         if "error" in values:
-            rows.append((values["name"], values["state"], "-", "-", "-", "-", "-"))
+            rows.append((values["name"], values["state"], *"------"))
             continue
         loss, held_out, votes = (bits(values[key]) for key in ("bits_per_byte", "held_out", "bits_per_member"))
         generation = f"{values['generation']}/{values['goal']}"
-        rows.append((values["name"], values["state"], generation, loss, held_out, _rate(values), votes))
+        known = (values["name"], values["state"], generation, loss, held_out, values["unit"])
+        rows.append((*known, _rate(values), votes))
     print_table(columns, rows)
     for values in listed:
         if "error" in values:
@@ -161,7 +162,7 @@ def _print_all(listed: Sequence[dict[str, Any]]) -> None:
 
 def _rate(values: dict[str, Any]) -> str:
     speed = values["bytes_per_second"]
-    return "-" if speed is None else f"{speed:,.0f}"
+    return "-" if speed is None else f"{speed:,.0f} {values['unit'].removeprefix('bits/')}s/s"
 
 
 def _print_one(values: dict[str, Any]) -> None:
@@ -182,7 +183,7 @@ def _print_one(values: dict[str, Any]) -> None:
         "generation": f"{values['generation']}/{values['goal']}",
         "training": f"{bits(values['bits_per_byte'])} {values['unit']}",
         "held-out": held_out,
-        "speed": f"{_rate(values)} model-bytes/s; workers: {workers}",
+        "speed": f"{_rate(values)}; workers: {workers}",
         "bits a member": f"{bits(values['bits_per_member'])} of votes, "
         f"{bits(values['wire_bits_per_member'])} on the wire (every byte sent)",
         "journal": f"{values['journal_bytes']:,} bytes",

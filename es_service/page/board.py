@@ -60,7 +60,7 @@ class Board:
         self._figures: Row = {}
         self._ended: Row | None = None
         self._workers: dict[str, Row] = {}
-        self._commits, self._held_out = Curve(), Curve()
+        self._commits, self._held_out, self._accuracy = Curve(), Curve(), Curve()
         self._events, self._samples = _Log(_KEPT_EVENTS), _Log(_KEPT_SAMPLES)
         self._speed: deque[tuple[float, float]] = deque(maxlen=_SPEED_COMMITS)
 
@@ -105,6 +105,9 @@ class Board:
         elif row["kind"] == "evaluation" and _is_number(row.get("bits_per_byte")):
             self._held_out.add(generation, [row["bits_per_byte"]])
             self._figures |= {"held_out": row["bits_per_byte"], "held_out_generation": generation}
+            if _is_number(row.get("accuracy")):
+                self._accuracy.add(generation, [row["accuracy"]])
+                self._figures["accuracy"] = row["accuracy"]
         elif row["kind"] == "baselines" and all(_is_number(row.get(name)) for name in _BASELINES):
             self.set_baselines({name: row[name] for name in _BASELINES})
 
@@ -160,8 +163,9 @@ class Board:
             if seen.parts.get(name) != text:
                 seen.parts[name] = text
                 changed[name] = value
-        for name, curve, wire in (("commits", self._commits, _commit_point), ("held_out", self._held_out, _mean_point)):
-            if (rows := _unseen(seen, name, curve, wire)) is not None:
+        curves = {"commits": self._commits, "held_out": self._held_out, "accuracy": self._accuracy}
+        for name, curve in curves.items():
+            if (rows := _unseen(seen, name, curve, _commit_point if name == "commits" else _mean_point)) is not None:
                 changed[name] = rows
         for name, log in (("events", self._events), ("samples", self._samples)):
             if new := log.after(seen.logs.get(name, 0)):

@@ -8,7 +8,7 @@ const MEAN_OF = 10;
 const find = (selector) => document.querySelector(selector);
 const put = (selector, text) => { find(selector).textContent = text; };
 
-const run = { about: null, now: {}, baselines: null, workers: [], commits: [], held_out: [], events: [], samples: [] };
+const run = { about: null, now: {}, baselines: null, workers: [], commits: [], held_out: [], accuracy: [], events: [], samples: [] };
 let cursor = null;
 let following = true; // the newest sample, as long as the reader has not picked another
 
@@ -67,9 +67,12 @@ const domainOfLoss = (values) => {
   return [low - room, high + room];
 };
 
+const domainOfShare = (values) => (values.length ? domainOfLoss(values).map((value) => Math.min(1, Math.max(0, value))) : [0, 1]);
+
 const charts = {
-  loss: new Chart(find("#loss .chart"), { label: "Loss in bits per byte", format: (value) => value.toFixed(Number.isInteger(value) ? 0 : 2), domain: domainOfLoss, onCursor: moveCursor, say: (x) => say("loss", x) }),
-  throughput: new Chart(find("#throughput .chart"), { label: "Throughput in bytes per second", format: short, domain: (values) => [0, 1.05 * Math.max(1, ...values)], onCursor: moveCursor, say: (x) => say("throughput", x) }),
+  loss: new Chart(find("#loss .chart"), { label: "Loss", format: (value) => value.toFixed(Number.isInteger(value) ? 0 : 2), domain: domainOfLoss, onCursor: moveCursor, say: (x) => say("loss", x) }),
+  accuracy: new Chart(find("#accuracy .chart"), { label: "Accuracy", format: (value) => `${Number((100 * value).toFixed(1))} %`, domain: domainOfShare, onCursor: moveCursor, say: (x) => say("accuracy", x) }),
+  throughput: new Chart(find("#throughput .chart"), { label: "Throughput", format: short, domain: (values) => [0, 1.05 * Math.max(1, ...values)], onCursor: moveCursor, say: (x) => say("throughput", x) }),
   votes: new Chart(find("#votes .chart"), { label: "Shares of votes", format: (value) => `${Math.round(100 * value)} %`, domain: () => [0, 1], onCursor: moveCursor, say: (x) => say("votes", x) }),
 };
 
@@ -84,10 +87,13 @@ function readings(chart, x) {
   const commit = run.commits[nearest(run.commits.map((row) => row[0]), x)] ?? [];
   if (chart === "throughput") return [["line speed", "mean of 10 generations", whole(smooth(run.commits)[nearest(run.commits.map((row) => row[0]), x)]?.[1])], ["line speed-raw", "each", whole(commit[2])]];
   if (chart === "votes") return [["band plus", "+1", percent(commit[3])], ["band zero", "0", percent(commit[4])], ["band minus", "−1", percent(commit[5])]];
-  const evaluated = run.held_out.findLast((row) => row[0] <= x + 1);
-  const held = [["line training", "training", bits(commit[1])], ["line held-out", "held-out", bits(evaluated?.[1])]];
+  if (chart === "accuracy") return [["line held-out", "held-out", percent(valueAt(run.accuracy, x))]];
+  const held = [["line training", "training", bits(commit[1])], ["line held-out", "held-out", bits(valueAt(run.held_out, x))]];
   return [...held, ...LEVELS.filter((name) => run.baselines).map((name) => [`level ${name}`, name, bits(run.baselines[name])])];
 }
+
+// What the newest evaluation said when commit x made generation x + 1.
+const valueAt = (evaluations, x) => evaluations.findLast((row) => row[0] <= x + 1)?.[1];
 
 // Every generation is as many bytes, so the speed of several is the harmonic mean of theirs.
 function smooth(commits) {
@@ -124,6 +130,9 @@ function showCharts() {
   const all = [...new Set([...generations, ...run.held_out.map((row) => row[0])])].sort((a, b) => a - b);
   const levels = run.baselines ? LEVELS.map((name) => ({ name, value: run.baselines[name] })) : [];
   charts.loss.set([{ name: "training", kind: "line", points: column(1) }, { name: "held-out", kind: "dots", points: run.held_out }], levels, all);
+  find("#accuracy").hidden = !run.accuracy.length;
+  find("#values").classList.toggle("graded", run.accuracy.length > 0);
+  charts.accuracy.set([{ name: "held-out", kind: "dots", points: run.accuracy }], [], run.accuracy.map((row) => row[0]));
   charts.throughput.set([{ name: "speed-raw", kind: "line", points: column(2) }, { name: "speed", kind: "line", points: smooth(run.commits) }], [], generations);
   const bands = ["plus", "zero", "minus"].map((name, n) => ({
     name, kind: "band", points: run.commits.map((row) => { const low = row.slice(3, 3 + n).reduce((a, b) => a + b, 0); return [row[0], low, low + row[3 + n]]; }),
@@ -136,8 +145,8 @@ function showCharts() {
 function showValues() {
   const step = Math.max(1, Math.ceil(run.commits.length / TABLE_ROWS));
   const rows = run.commits.filter((_, n) => (run.commits.length - 1 - n) % step === 0).reverse();
-  const cells = ([g, loss, speed, plus, zero, minus]) => [whole(g), bits(loss), bits(run.held_out.findLast((row) => row[0] <= g + 1)?.[1]), whole(speed), percent(plus), percent(zero), percent(minus)];
-  fill("#values", rows.map((row) => tableRow(cells(row).map((text) => [text, "number"]))), 7, "no generation yet");
+  const cells = ([g, loss, speed, plus, zero, minus]) => [whole(g), bits(loss), bits(valueAt(run.held_out, g)), percent(valueAt(run.accuracy, g)), whole(speed), percent(plus), percent(zero), percent(minus)];
+  fill("#values", rows.map((row) => tableRow(cells(row).map((text) => [text, "number"]))), 8, "no generation yet");
 }
 
 function showFigures() {
@@ -145,6 +154,7 @@ function showFigures() {
   if (!about) return;
   put("#name", about.name);
   put("#words", about.words.join(" · "));
+  for (const node of document.querySelectorAll("[data-unit]")) node.textContent = about.units[node.dataset.unit];
   find("#state").dataset.state = now.state;
   put("#state-word", now.state);
   put("#state-reason", now.reason && now.reason !== "goal" ? now.reason : "");
@@ -153,7 +163,8 @@ function showFigures() {
   find("#progress").value = (now.generation ?? 0) / about.goal;
   put("#left", now.state === "running" && now.seconds_left ? `about ${duration(now.seconds_left)} left` : "");
   put("#held-out", bits(now.held_out));
-  put("#held-out-note", now.held_out_generation == null ? "" : `at generation ${whole(now.held_out_generation)}`);
+  const right = now.accuracy == null ? "" : `accuracy ${percent(now.accuracy)} `;
+  put("#held-out-note", now.held_out_generation == null ? "" : `${right}at generation ${whole(now.held_out_generation)}`);
   put("#training", bits(now.bits_per_byte));
   put("#speed", short(now.bytes_per_second));
   put("#wire", bits(now.wire_bits_per_member, 2));
@@ -193,7 +204,7 @@ function showSample() {
   const evaluated = run.held_out.find((row) => row[0] === sample.generation);
   put("#sample-generation", whole(sample.generation));
   slider.setAttribute("aria-valuetext", `generation ${sample.generation}`);
-  put("#sample-note", evaluated ? `held-out loss ${bits(evaluated[1])} bits/byte` : "");
+  put("#sample-note", evaluated ? `held-out loss ${bits(evaluated[1])} ${run.about.units.loss}` : "");
   if (find("#sample-text").textContent !== sample.text) put("#sample-text", sample.text);
 }
 
@@ -201,10 +212,10 @@ function showSample() {
 
 function take(news) {
   for (const name of ["about", "now", "baselines", "workers"]) if (name in news) run[name] = news[name];
-  for (const name of ["commits", "held_out"]) if (name in news) run[name] = news[name].reset ? news[name].rows : [...run[name], ...news[name].rows];
+  for (const name of ["commits", "held_out", "accuracy"]) if (name in news) run[name] = news[name].reset ? news[name].rows : [...run[name], ...news[name].rows];
   for (const name of ["events", "samples"]) if (name in news) run[name] = [...run[name], ...news[name]].slice(-500);
   showFigures();
-  if ("commits" in news || "held_out" in news || "baselines" in news) showCharts();
+  if ("commits" in news || "held_out" in news || "accuracy" in news || "baselines" in news) showCharts();
   if ("workers" in news || "now" in news) showWorkers();
   if ("events" in news) showEvents();
   if ("samples" in news || "held_out" in news) showSample();
@@ -217,7 +228,7 @@ function notice(text) {
 
 const source = new EventSource("events");
 source.onopen = () => {
-  Object.assign(run, { commits: [], held_out: [], events: [], samples: [] }); // a new stream begins at the beginning
+  Object.assign(run, { commits: [], held_out: [], accuracy: [], events: [], samples: [] }); // a new stream begins at the beginning
   notice("");
 };
 source.onerror = () => notice("No connection to the command that serves this page; trying again.");

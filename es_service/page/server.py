@@ -19,7 +19,7 @@ from es_service.data import Baselines
 from es_service.directory import RunDirectory
 from es_service.errors import ConfigError
 from es_service.page.board import Board, Seen
-from es_service.problem import batch_of, is_egg
+from es_service.problem import batch_of, figure_of, is_egg
 from es_service.tail import Facts
 
 __all__ = ["DEFAULT_PORT", "Page", "about_of"]
@@ -118,17 +118,24 @@ class Page:
 
 
 def about_of(config: RunConfig, name: str) -> dict[str, Any]:
-    """What the page says of a config: words, no paths and no addresses."""
+    """What the page says of a config: words, what its figures count; no paths and no addresses."""
     model = config.model
+    kind = model.kind.upper().replace("_", " ")
     scored = f"{config.segment.bytes} bytes a segment" if is_egg(config) else f"batches of {batch_of(config):,}"
     words = [
-        f"{model.kind.upper()}, {model.layers} layer{'' if model.layers == 1 else 's'}, {model.width} wide",
+        f"{kind}, {model.layers} layer{'' if model.layers == 1 else 's'}, {model.width} wide",
         f"population {config.population:,}",
         scored,
         f"{config.data.kind} corpus",
         f"seed {config.seed}",
     ]
-    return {"name": name, "goal": config.deployment.generations, "words": words}
+    units = {
+        "loss": figure_of(config),
+        "speed": f"{figure_of(config).removeprefix('bits/')}s/s",
+        "votes": "pairs" if is_egg(config) else "perturbations",
+        "training": "mean of perturbed members" if is_egg(config) else "unperturbed model, on the batch",
+    }
+    return {"name": name, "goal": config.deployment.generations, "words": words, "units": units}
 
 
 def _listen(port: int | None, page: Page) -> ThreadingHTTPServer:

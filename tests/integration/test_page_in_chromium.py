@@ -10,6 +10,7 @@ import shutil
 
 import pytest
 
+from es_service.config import load
 from es_service.data import Baselines
 from es_service.directory import RunDirectory
 from es_service.page.server import Page
@@ -157,6 +158,55 @@ def test_themes_motion_and_a_narrow_window(tab, tmp_path):
     tab.wait_for_function("() => document.querySelector('#loss svg[role=slider]').getBoundingClientRect().width < 400")
     assert tab.evaluate("document.documentElement.scrollWidth") == 400
     assert all(len(picture) > 20_000 for picture in sizes.values())
+
+
+@pytest.fixture
+def classifier(tmp_path):
+    """The directory and the page of a run of the preset noise-step-digits."""
+    (tmp_path / "digits").mkdir()
+    directory = RunDirectory(tmp_path, "digits")
+    for generation in range(40):
+        loss = 0.3 + 3 * 0.9**generation
+        directory.log_metrics(
+            "commit", generation=generation, seconds=1.5, bits_per_byte=loss, model_bytes=131_072, votes_plus=32,
+            votes_minus=30, units=128, workers=2, bits_per_member=1.6, wire_bits_per_member=20.0,
+        )  # fmt: skip
+        if generation % 10 == 0:
+            accuracy = 0.9 - 0.8 * 0.9**generation
+            directory.log_metrics("evaluation", generation=generation, bits_per_byte=loss, accuracy=accuracy)
+    page = Page(load("noise-step-digits"), directory, 0)
+    follower = Follower(RunTail(directory), page)
+    yield page
+    follower.close()
+
+
+def test_a_classifier_has_an_accuracy_and_no_bytes(browser, classifier, tmp_path):
+    tab = browser.new_page(viewport={"width": 1200, "height": 900}, color_scheme="light")
+    tab.set_default_timeout(60_000)
+    tab.goto(classifier.url)
+    tab.wait_for_function("() => document.querySelectorAll('#accuracy circle').length === 4")
+    tab.locator("summary").click()
+    text = tab.locator("body").inner_text()
+    assert text.count("bits/label") == 5
+    assert text.count("labels/s") == 4
+    assert "bytes/s" not in text
+    assert "bits/byte" not in text
+    assert "share of the perturbations" in text
+    assert "accuracy 86.6 % at generation 30" in tab.locator("#held-out-note").inner_text()
+    assert tab.locator("#values tbody tr").first.locator("td").nth(3).inner_text() == "86.6 %"
+    tab.locator("#accuracy svg[role=slider]").focus()
+    tab.keyboard.press("Home")
+    assert tab.locator("#accuracy svg[role=slider]").get_attribute("aria-valuetext") == "generation 0, held-out 10.0 %"
+    tab.screenshot(path=tmp_path / "classifier.png", full_page=True)
+    tab.close()
+
+
+def test_a_language_model_of_egg_has_no_accuracy(tab):
+    assert tab.locator("#accuracy").is_hidden()
+    tab.locator("summary").click()
+    assert tab.locator("#values th:visible").count() == 7
+    assert "bits/byte" in tab.locator("#loss .unit").inner_text()
+    assert tab.locator("#throughput .unit").inner_text() == "bytes/s through the model"
 
 
 def test_the_end_of_the_command_is_said(tab, served):

@@ -9,15 +9,18 @@ import numpy as np
 import pytest
 from harness import chaos, deployed, hasty, local, train
 
+from es_service import cli
 from es_service.config import load, resolve
 from es_service.data.examples import batch_indices
 from es_service.driver import figures
 from es_service.errors import ConfigError
 from es_service.models.ternary_net import judge
+from es_service.page.board import Board, Seen
 from es_service.page.server import about_of
 from es_service.problem import algorithm_of, initial_parameters, layout_of, net_of
 from es_service.replay import Replay
 from es_service.session import with_corpus
+from es_service.tail import Facts
 from es_service.types import NonZeros
 from workers.evaluator import Evaluator
 from workers.local_pool import LocalPool
@@ -324,4 +327,36 @@ def test_what_is_shown_speaks_of_batches_labels_and_accuracy(small):
     assert "accuracy" in shown[-1]
     assert " labels/s" in shown[-1]
     assert "byte" not in shown[-1]
-    assert "batches of 50" in about_of(small(), "x")["words"]
+
+
+def test_status_says_what_a_run_counts(undisturbed, capsys):
+    run, text = undisturbed("digits"), undisturbed("text")
+    assert cli.main(["status", "--runs-dir", str(run.directory.path.parent)]) == 0
+    listed = {line.split()[0]: line for line in capsys.readouterr().out.splitlines()}
+    assert "bits/label" in listed[run.directory.name]
+    assert " labels/s" in listed[run.directory.name]
+    assert "bits/byte" in listed[text.directory.name]
+    assert " bytes/s" in listed[text.directory.name]
+    assert "bits/byte" not in listed["run"]
+    assert cli.main(["status", run.directory.name, "--runs-dir", str(run.directory.path.parent)]) == 0
+    one = capsys.readouterr().out
+    assert " labels/s" in one
+    assert "accuracy" in one
+    assert "bits/byte" not in one
+    assert " bytes/s" not in one
+
+
+@pytest.mark.parametrize(
+    ("data", "loss", "speed"), [("digits", "bits/label", "labels/s"), ("text", "bits/byte", "bytes/s")]
+)
+def test_the_page_says_what_a_run_counts(undisturbed, data, loss, speed):
+    run = undisturbed(data)
+    about = about_of(run.config, "x")
+    assert "batches of 50" in about["words"]
+    assert (about["units"]["loss"], about["units"]["speed"], about["units"]["votes"]) == (loss, speed, "perturbations")
+    board, rows = Board(about), list(run.directory.metrics())
+    board.take(Facts(rows))
+    news = board.news(Seen())
+    expected = [[row["generation"], round(row["accuracy"], 4)] for row in rows if row["kind"] == "evaluation"]
+    assert news["accuracy"]["rows"] == expected
+    assert news["now"]["accuracy"] == [row["accuracy"] for row in rows if row["kind"] == "evaluation"][-1]

@@ -120,7 +120,7 @@ def test_status_as_text_has_both_bits_figures(es):
     out = es("status", "done").out
     assert "0.800 of votes" in out
     assert "on the wire" in out
-    assert "model-bytes/s" in out
+    assert " bytes/s" in out
     assert "resume" not in out
 
 
@@ -177,6 +177,7 @@ def test_status_lists_all_runs_and_hides_none_behind_a_damaged_one(es, run_copy)
     assert outcome.code == 0
     lines = outcome.out.splitlines()
     assert lines[0].split()[:3] == ["run", "state", "generation"]
+    assert "bits/byte" in lines[2]
     assert lines[1].split()[:2] == ["broken", "damaged"]
     assert lines[2].split()[:3] == ["done", "finished", "6/6"]
     assert "byte 4" in lines[3]
