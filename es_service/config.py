@@ -120,7 +120,7 @@ class DeploymentConfig(_Config):
     sliced_updates: Literal["auto", "always", "never"] = "auto"
     """`never`: every replica makes each update whole, from the votes, and trusts nobody. `always`: idle workers make
     slices of it, each slice two of them, the head one of them too, and all replicas apply the joined step. `auto`:
-    where a whole one takes so long that this is faster."""
+    that is tried where a whole one takes the head long, and kept where it is quicker."""
     keyframe_every: int = Field(100, ge=1)
     """Generations between keyframes."""
     keep_keyframes: int = Field(0, ge=0)

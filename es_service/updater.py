@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
+from math import inf
 from typing import Any
 
 from es_service.config import RunConfig
@@ -20,10 +21,12 @@ from es_service.updates import OPINIONS, SlicedUpdate, slices
 
 __all__ = ["Updater"]
 
-_ROUND_TRIP_SECONDS = 0.1
-"""What slices cost beside the arithmetic: the votes to some workers, the slices back, the step to all."""
+_WORTH_SECONDS = 0.2
+"""Whole updates that take the head less than this are left whole: slices cost round trips."""
+_WORTH_SHARE = 0.1
+"""The same as a share of a generation."""
 _PATIENCE = 3.0
-"""Multiple of the expected seconds after which the votes go out instead."""
+"""Multiple of the seconds of a whole update after which the votes go out instead; at least one second."""
 _LONGEST_SECONDS = 60.0
 """The same where nothing is known of the time."""
 _LONGEST_PAUSE = 64
@@ -52,13 +55,14 @@ class Updater:
         self.whole_seconds: float | None = None
         """What the last whole update took the head."""
         self._parts = slices(layout)
-        self._share = max(part.size for part in self._parts) / layout.size
         if algorithm_of(config).of_tensors(self._parts[0]) is None:
             self.mode = "never"
         self._commit: Commit | None = None
         self._update: SlicedUpdate | None = None
         self._record: Any = None
-        self._deadline = 0.0
+        self._began = -inf
+        self._tried = 0, 0.0
+        """Idle workers at the last update in slices, and the seconds that it took; 0 if it failed."""
         self._check: _Check | None = None
         self._pause = self._pauses = 0
 
@@ -69,26 +73,36 @@ class Updater:
 
     def begin(self, commit: Commit, workers: Sequence[str], now: float) -> bool:
         """Start on a commit of votes, if slices by these idle workers pay; else it is to be sent as it is."""
-        expected = self._expected(len(workers))
-        if self.mode == "never" or len(workers) < OPINIONS:
+        pays = self._pays(len(workers), now - self._began)
+        self._began = now
+        if not pays:
             return False
         if self._pause:
             self._pause -= 1
             return False
-        if self.mode == "auto" and (expected is None or self.whole_seconds is None or expected >= self.whole_seconds):
-            return False
         self._commit = commit
         self._record = self.pool.broadcast(commit.record)
         self._update = SlicedUpdate(commit.generation, self._parts)
-        self._deadline = now + (_LONGEST_SECONDS if expected is None else max(1.0, _PATIENCE * expected))
+        self._tried = len(workers), 0.0
         self._assign(workers)
         return True
 
-    def _expected(self, workers: int) -> float | None:
-        if self.whole_seconds is None or not workers:
-            return None
-        rounds = -(-OPINIONS * len(self._parts) // workers)
-        return self.whole_seconds * self._share * rounds + _ROUND_TRIP_SECONDS
+    def _pays(self, workers: int, generation_seconds: float) -> bool:
+        """Whether so many idle workers are to make slices: where that has been tried, it must have been quicker."""
+        if self.mode == "never" or workers < OPINIONS:
+            return False
+        if self.mode == "always":
+            return True
+        whole = self.whole_seconds
+        if whole is None or whole < max(_WORTH_SECONDS, _WORTH_SHARE * generation_seconds):
+            return False
+        tried, took = self._tried
+        return took < whole or not tried / 2 <= workers <= 2 * tried
+
+    @property
+    def _deadline(self) -> float:
+        whole = self.whole_seconds
+        return self._began + (_LONGEST_SECONDS if whole is None else max(1.0, _PATIENCE * whole))
 
     def _assign(self, workers: Iterable[str]) -> None:
         if self._update is None or self._commit is None:
@@ -133,6 +147,7 @@ class Updater:
             self._pause = self._pauses
             return votes
         self._pauses = 0
+        self._tried = self._tried[0], now - self._began
         if self._check is None:
             self._ask_head(votes, update)
         return Commit(votes.generation, votes.threshold, step, is_step=True)

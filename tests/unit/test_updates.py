@@ -163,23 +163,27 @@ class Sent:
         (self.checks if worker == HEAD else self.orders).append((worker, message))
 
 
-@pytest.fixture
-def updater():
+def updater_that(slices):
     config = resolve({
         "population": 60, "seed": 5, "model": {"kind": "egg", "width": 32, "layers": 2}, "data": {"kind": "stdlib"},
         "feeding": {"kind": "members_per_sequence", "members": 4},
-        "deployment": {"sliced_updates": "always"},
+        "deployment": {"sliced_updates": slices},
     })  # fmt: skip
     sent = Sent()
     return Updater(config, sent, sent.send), sent
 
 
-def made(updater, sent, lie=0):
-    """Everybody answers, at once; the commit that follows."""
+@pytest.fixture
+def updater():
+    return updater_that("always")
+
+
+def made(updater, sent, now=0.0):
+    """Everybody answers; the commit that follows."""
     for worker, order in sent.orders:
-        updater.answered(worker, SliceResult(order.run, order.generation, order.index, answer(order.index, lie)))
+        updater.answered(worker, SliceResult(order.run, order.generation, order.index, answer(order.index)))
     sent.orders.clear()
-    return updater.take(["a", "b", "c"], now=0.0)
+    return updater.take(["a", "b", "c"], now)
 
 
 def commit(generation):
@@ -221,3 +225,35 @@ def test_the_head_makes_one_slice_at_a_time_too(updater):
     wrong = replace(right, generation=3, index=sent.checks[1][1].index, payload=b"other")
     with pytest.raises(WrongStepError, match=r"generation 3: (a and b|b and a) made the same wrong slice"):
         updater.answered(HEAD, wrong)
+
+
+def modes(updater, sent, workers, whole, sliced, generations, between=1.0):
+    """Whether each of some generations was updated in slices, where that takes `sliced` seconds, and whole `whole`."""
+    now, found = 0.0, []
+    for generation in range(generations):
+        now += between
+        found.append(updater.begin(commit(generation), workers, now))
+        if found[-1]:
+            assert made(updater, sent, now + sliced).is_step
+            now += sliced
+        else:
+            updater.whole_seconds = whole
+    return found
+
+
+def test_slices_are_made_where_they_were_quicker():
+    few, many = list("abc"), [f"w{n}" for n in range(9)]
+    assert modes(*updater_that("auto"), few, whole=0.5, sliced=0.3, generations=5) == [False, True, True, True, True]
+    updater, sent = updater_that("auto")
+    assert modes(updater, sent, few, whole=0.5, sliced=0.6, generations=5) == [False, True, False, False, False]
+    assert modes(updater, sent, few[:2], whole=0.5, sliced=0.6, generations=1) == [False], "as many, more or less"
+    assert modes(updater, sent, many, whole=0.5, sliced=0.2, generations=3) == [True, True, True], "many may be quicker"
+
+
+def test_slices_are_not_tried_where_little_can_be_gained():
+    few = list("abc")
+    assert not any(modes(*updater_that("auto"), few, whole=0.1, sliced=0.0, generations=5))
+    assert not any(modes(*updater_that("auto"), few, whole=0.5, sliced=0.0, generations=5, between=10.0))
+    assert not any(modes(*updater_that("auto"), few[:1], whole=9.0, sliced=0.0, generations=5))
+    assert not any(modes(*updater_that("never"), few, whole=9.0, sliced=0.0, generations=5))
+    assert all(modes(*updater_that("always"), few, whole=0.1, sliced=9.0, generations=5))
