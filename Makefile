@@ -56,7 +56,7 @@ bench: install
 SEED ?= $(shell od -An -N3 -tu4 /dev/urandom | tr -d ' ')
 SECONDS ?= 180
 chaos: install
-	SEED=$(SEED) CHAOS_SECONDS=$(SECONDS) $(BIN)/python -m pytest -s tests/integration/test_chaos.py
+	SEED=$(SEED) CHAOS_SECONDS=$(SECONDS) $(BIN)/python -m pytest -s tests/chaos
 	HYPOTHESIS_PROFILE=explore $(BIN)/python -m pytest tests/unit/test_generation.py --timeout 0
 
 # The runs of docs/noise-step-experiments.md that its results lack, then its tables and plots.

@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import secrets
 import threading
 import time
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
@@ -14,10 +13,10 @@ from typing import Any
 from es_service import events, journal
 from es_service.aggregator import Aggregator, Applied, Evaluated, HeldOut
 from es_service.algorithms.base import AbstractAlgorithm, Past
-from es_service.config import DeploymentConfig, RunConfig
+from es_service.config import RunConfig
 from es_service.directory import RunDirectory
 from es_service.errors import DivergenceError, MessageError, RunError, WrongStepError
-from es_service.events import Assign, Close, Command, Event, Finish, Judge, Notice, Pause, SendRestore
+from es_service.events import Assign, Close, Command, Dismiss, Event, Finish, Judge, Notice, Pause, SendRestore
 from es_service.generation import Machine, Policy
 from es_service.journal_writer import JournalWriter
 from es_service.keeper import Keeper
@@ -59,16 +58,6 @@ class _Sendable:
     data: Any
 
 
-def _policy(deployment: DeploymentConfig) -> Policy:
-    return Policy(
-        deployment.generations,
-        deployment.max_lag,
-        lease_timeout=deployment.lease_timeout_seconds,
-        audit_share=deployment.audit_share,
-        audit_secret=secrets.token_bytes(32),
-    )
-
-
 class Coordinator:
     """One run from its open journal to its goal. `run()` blocks; the other public methods may be called meanwhile."""
 
@@ -97,7 +86,7 @@ class Coordinator:
         self._history = list(history)
         self._threshold = self.algorithm.threshold(writer.generation, self._history)
         deployment = config.deployment
-        start, policy, agree = aggregator.canonical, _policy(deployment), self.algorithm.agrees
+        start, policy, agree = aggregator.canonical, Policy.of(deployment), self.algorithm.agrees
         self._plans: dict[int, Plan] = {}
         self.machine = Machine(self._plan, policy, writer.generation, start.generation, start.digest, agree)
         self.run_id = run_id(config)
@@ -107,9 +96,11 @@ class Coordinator:
         self._recent: deque[_Sendable] = deque(maxlen=_KEPT_COMMITS + deployment.max_lag)
         self._replicas: dict[str, int] = {}
         self._sharing: set[str] = set()
+        self._empty = Counter[str]()
+        """Empty replies that are still to come from each worker: those to parameters."""
         self._stop = threading.Event()
         self._stop_reason = ""
-        self._scale: int | None = None
+        self._scales: deque[int] = deque()
         self._began = self._last_beat = clock()
         self._finish: Finish | None = None
 
@@ -130,7 +121,7 @@ class Coordinator:
 
     def scale(self, workers: int) -> None:
         """Keep so many workers from now on."""
-        self._scale = workers
+        self._scales.append(workers)
 
     def heartbeat(self) -> Status:
         """The driver is alive; what it may show."""
@@ -204,8 +195,7 @@ class Coordinator:
             self._handle(events.Stop(self._stop_reason))
 
     def _check_scale(self) -> None:
-        wanted, self._scale = self._scale, None
-        wanted = self.directory.take_scale() if wanted is None else wanted
+        wanted = self._scales.popleft() if self._scales else self.directory.take_scale()
         if wanted is not None:
             self.pool.scale(wanted)
             self.telemetry.scaled(wanted)
@@ -233,6 +223,7 @@ class Coordinator:
             case Gone(worker, reason):
                 self.telemetry.worker_gone(worker, reason)
                 self._replicas.pop(worker, None)
+                self._empty.pop(worker, None)
                 self.updater.left(worker)
                 self._handle(events.Left(worker))
                 self.telemetry.fleet(len(self.machine.workers))
@@ -240,11 +231,12 @@ class Coordinator:
                 self._handle(events.Draining(worker, reason))
             case Unplaced(workers, need):
                 self.telemetry.unplaced(workers, need)
+            case Reply(worker, b"") if self._empty[worker]:
+                self._empty[worker] -= 1
             case Reply(worker, data):
                 if worker != HEAD:
                     self.telemetry.received(len(data))
-                if data:
-                    self._on_reply(worker, data)
+                self._on_reply(worker, data)
 
     def _on_reply(self, worker: str, data: bytes) -> None:
         """A reply that is not well formed costs the worker its open leases and its replica."""
@@ -311,8 +303,10 @@ class Coordinator:
                 case Judge(lease):
                     self._judge(lease)
                 case Close(number, results):
-                    if self._commit(number, results):
-                        commands.extend(self.machine.handle(events.Committed(number)))
+                    done = self._commit(number, results)
+                    commands.extend(self.machine.handle(events.Committed(number)) if done else [])
+                case Dismiss(worker):
+                    self.pool.dismiss(worker)
                 case Notice() as notice:
                     self.telemetry.notice(notice)
                 case Pause(reason):
@@ -349,12 +343,14 @@ class Coordinator:
         """To the evaluator in this process, with the canonical parameters; no bytes on any wire."""
         canonical = self.aggregator.canonical
         what = (self.run_id, canonical.generation, canonical.digest)
+        self._empty[HEAD] += 1
         self.pool.send(HEAD, encode(Restore(*what, canonical.parameters_P.tobytes())))
         self.pool.send(HEAD, encode(Order(self.run_id, lease, self._threshold, ())))
 
     def _send(self, worker: str, message: Restore | Share) -> None:
         data = encode(message)
         self.telemetry.sent(len(data))
+        self._empty[worker] += 1
         self.pool.send(worker, data)
 
     def _send_parts(self, worker: str, data: bytes, parts: Sequence[Any], size: int) -> None:

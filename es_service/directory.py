@@ -121,10 +121,13 @@ class RunDirectory:
 
     def take_scale(self) -> int | None:
         """The number that `ask_scale` left since the last call, if any."""
-        if not self.scale_path.exists():
+        taken = self.scale_path.with_suffix(".taken")
+        try:
+            self.scale_path.replace(taken)  # the next request is another file
+        except FileNotFoundError:
             return None
-        text = self.scale_path.read_text().strip()
-        self.scale_path.unlink(missing_ok=True)
+        text = taken.read_text().strip()
+        taken.unlink()
         return int(text) if text.isdecimal() else None
 
     def log_event(self, kind: str, **values: Any) -> None:

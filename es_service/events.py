@@ -7,8 +7,8 @@ from dataclasses import dataclass
 from es_service.messages import Lease, LeaseResult
 
 __all__ = [
-    "Aggregated", "Assign", "Close", "Command", "Committed", "Draining", "Event", "Fell", "Finish", "Joined", "Judge",
-    "Left", "Notice", "Outvoted", "Pause", "Returned", "SendRestore", "Stop", "Tick",
+    "Aggregated", "Assign", "Close", "Command", "Committed", "Dismiss", "Draining", "Event", "Fell", "Finish", "Joined",
+    "Judge", "Left", "Notice", "Outvoted", "Pause", "Returned", "SendRestore", "Stop", "Tick",
 ]  # fmt: skip
 
 
@@ -125,6 +125,13 @@ class Close:
 
 
 @dataclass(frozen=True, slots=True)
+class Dismiss:
+    """The worker is in quarantine, and others are not: another is wanted in its place."""
+
+    worker: str
+
+
+@dataclass(frozen=True, slots=True)
 class Notice:
     """Something to count and log; `kind` is one of a fixed few words."""
 
@@ -149,4 +156,4 @@ class Finish:
     reason: str
 
 
-Command = SendRestore | Assign | Judge | Close | Notice | Pause | Finish
+Command = SendRestore | Assign | Judge | Close | Dismiss | Notice | Pause | Finish

@@ -19,6 +19,7 @@ from es_service.events import (
     Close,
     Command,
     Committed,
+    Dismiss,
     Draining,
     Event,
     Fell,
@@ -144,11 +145,10 @@ class Machine:
         commands: list[Command] = []
         refused: list[Slot] = []
         while self.roster.has_room(self._current) and (slot := self._board.take()):
-            name = self._chosen(slot)
-            if name is None:
-                refused.append(slot)
-            else:
+            if name := self._chosen(slot):
                 commands.append(self._give(name, slot))
+            else:
+                refused.append(slot)
         for slot in reversed(refused):
             self._board.put_back(slot)
         return commands + self._appeal()
@@ -170,8 +170,7 @@ class Machine:
         for slot, holder in self._board.overdue(self.now - self._pace.look()):
             if holder in self.roster.workers:
                 self._pace.slow[holder] = None
-            name = self._chosen(slot, idle=True)
-            if name is not None:
+            if name := self._chosen(slot, idle=True):
                 commands += self._second(slot, holder, name)
             elif slot.results:
                 commands += self._ask_head(slot)
@@ -258,8 +257,9 @@ class Machine:
         self.roster.set_state(name, State.QUARANTINED)
         for slot in self._board.withdraw(name) if self._phase is _Phase.OPEN else ():
             commands += self._weigh(slot)
-        if self.roster.all_quarantined and self._phase is not _Phase.ENDED:
-            commands.append(self._deserted(f"every worker is quarantined, the last was {name} ({reason})"))
+        if self._phase is not _Phase.ENDED:
+            nobody = f"every worker is quarantined, the last was {name} ({reason})"
+            commands.append(self._deserted(nobody) if self.roster.all_quarantined else Dismiss(name))
         return commands
 
     def _deserted(self, problem: str) -> Pause:

@@ -70,12 +70,17 @@ class HeadActor:
         restarted = ray.get_runtime_context().was_current_actor_reconstructed
         self._work: Future[Finish] | None = self._thread.submit(self._go_on) if restarted else None
 
-    def open(self, resume: bool) -> str:
-        """Lock the journal and start the workers; raises what is wrong. One line about the head's kernels."""
+    def open(self, resume: bool, workers: int | None = None) -> str:
+        """Lock the journal and start the workers, so many if that was asked for; raises what is wrong.
+
+        One line about the head's kernels.
+        """
         ops, why = self._resolve(self._config.deployment.aggregator_backend, 0)
         coordinator = open_session(self._config, self._directory, resume, ops, self._pool, self._ray_exporters)
         self._abandoned = self._watch()
-        self._coordinator = coordinator
+        if workers is not None:
+            coordinator.scale(workers)
+        self._coordinator = coordinator  # from here on others may ask for another number
         return why
 
     def corpus_piece(self, held_out: bool, offset: int) -> bytes:
@@ -120,7 +125,7 @@ class HeadActor:
         watch, workers = self._watch(), self._asked_workers()
         try:
             self._directory.log_event("restarted", workers=workers)
-            self.open(resume=True)
+            self.open(resume=True, workers=workers)
         except Exception as error:
             with suppress(RunError):  # the disk may be what failed
                 self._directory.log_event("failed", reason=str(error))
@@ -128,8 +133,6 @@ class HeadActor:
         watch.cancel()
         if self._coordinator:
             self._coordinator.telemetry.restarted()
-        if workers is not None:
-            self.scale(workers)
         return self._train()
 
     def _asked_workers(self) -> int | None:

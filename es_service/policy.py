@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import secrets
 from dataclasses import dataclass
+
+from es_service.config import DeploymentConfig
 
 __all__ = ["Policy"]
 
@@ -32,3 +35,14 @@ class Policy:
     broken. (A worker that holds `depth` leases answers all of them before it takes the right parameters.)"""
     most_attempts: int = 8
     """Times that a lease is given out for a second opinion before the head gives it."""
+
+    @classmethod
+    def of(cls, deployment: DeploymentConfig) -> Policy:
+        """What the deployment says, and a secret of its own."""
+        return cls(
+            deployment.generations,
+            deployment.max_lag,
+            lease_timeout=deployment.lease_timeout_seconds,
+            audit_share=deployment.audit_share,
+            audit_secret=secrets.token_bytes(32),
+        )

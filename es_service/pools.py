@@ -91,6 +91,10 @@ class Pool(Protocol):
         """Keep so many workers from now on; those that are too many leave when they have answered."""
         ...
 
+    def dismiss(self, worker: str) -> None:
+        """A worker was found wrong and gets no more work: end it and start another, where that promises anything."""
+        ...
+
     def close(self) -> None:
         """End all workers."""
         ...

@@ -28,6 +28,9 @@ from es_service.worker_table import WorkerTable
 
 __all__ = ["Status", "Telemetry", "bits_per_byte"]
 
+_QUARANTINE_SECONDS = 600.0
+"""How long a worker counts as quarantined, though another has taken its place."""
+
 
 @dataclass(frozen=True, slots=True)
 class Status:
@@ -72,6 +75,8 @@ class Telemetry:
         self._woke = self._looked = -inf
         self._down = self._up = self._model_bytes = self._wanted = 0
         self._given: dict[tuple[str, Lease], float] = {}
+        self._wrong: dict[str, float] = {}
+        """When each worker that went into quarantine did so."""
         self._describe()
 
     # The metrics port.
@@ -162,6 +167,10 @@ class Telemetry:
             return
         self._looked = now
         states = machine.roster.states()
+        states["quarantined"] = sum(
+            now - since < _QUARANTINE_SECONDS or machine.roster.is_quarantined(name)
+            for name, since in self._wrong.items()
+        )
         for state in WORKER_STATES:
             self.metrics.workers.labels(state).set(states[state])
         self.metrics.leases_in_flight.set(machine.in_flight)
@@ -207,6 +216,7 @@ class Telemetry:
         """The state machine has something to say."""
         self.directory.log_event(notice.kind, worker=notice.worker, generation=notice.generation, detail=notice.detail)
         if notice.kind == "quarantined":
+            self._wrong[notice.worker] = self.clock()
             self._show(alarm=f"{notice.worker} is in quarantine since generation {notice.generation}: {notice.detail}")
         self.metrics.lease_events.labels(notice.kind if notice.kind in LEASE_EVENTS else "other").inc()
 

@@ -1,4 +1,7 @@
-"""Fixtures for all tests: a private corpus cache, a tiny corpus and configs on it, and the hypothesis profiles."""
+"""Fixtures for all tests: a private corpus cache, a tiny corpus and configs on it, and the hypothesis profiles.
+
+Those of tests on a Ray cluster are in `cluster_fixtures`, for several folders and one cluster.
+"""
 
 from __future__ import annotations
 
@@ -11,6 +14,8 @@ import pytest
 from hypothesis import HealthCheck, Phase, settings
 
 from es_service.config import RunConfig, resolve
+
+pytest_plugins = ["cluster_fixtures"]
 
 settings.register_profile(
     "ci",

@@ -122,6 +122,12 @@ class Chaos:
         if worker in self.queues:
             self.queues[worker].append(b"".join((data, *parts)))
 
+    def dismiss(self, worker: str) -> None:
+        """Another comes, if there is room; the one that was wrong goes, now or never."""
+        self.join()
+        if worker in self.workers and self.rng.random() < 0.7:
+            self._go(worker)
+
     def close(self) -> None:
         self.queues.clear()
 
@@ -152,13 +158,15 @@ class Chaos:
     def leave(self) -> None:
         """With all that it was sent; what it has answered may still arrive before the news of its end."""
         if len(self.workers) > 1:
-            name = self._any()
-            del self.workers[name], self.queues[name]
-            if self.rng.random() < 0.5:
-                self.transit = [reply for reply in self.transit if reply.worker != name]
-            self.events += [reply for reply in self.transit if reply.worker == name]
+            self._go(self._any())
+
+    def _go(self, name: str) -> None:
+        del self.workers[name], self.queues[name]
+        if self.rng.random() < 0.5:
             self.transit = [reply for reply in self.transit if reply.worker != name]
-            self.events.append(Gone(name, "chaos"))
+        self.events += [reply for reply in self.transit if reply.worker == name]
+        self.transit = [reply for reply in self.transit if reply.worker != name]
+        self.events.append(Gone(name, "chaos"))
 
     def repeat(self) -> None:
         if self.transit:

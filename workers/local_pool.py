@@ -76,6 +76,9 @@ class LocalPool:
     def scale(self, workers: int) -> None:
         """Nothing: these workers take turns on the same cores, so that their number would change nothing."""
 
+    def dismiss(self, worker: str) -> None:
+        """Nothing: another would be in the same process."""
+
     def close(self) -> None:
         """Drop what is queued."""
         self._queues.clear()

@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from math import inf
 from typing import Any
 
 import ray
@@ -28,6 +29,8 @@ _WAVE_SECONDS = 120.0
 """Wait for the first worker with a GPU before leases are cut for an H100."""
 _LOSSES_IN_A_ROW = 10
 _LOOK_SECONDS = 2.0
+_MOST_DISMISSED = 8
+"""Workers found wrong that are replaced: where more are, the cause is no single machine."""
 _PATIENCE_SECONDS = 20.0
 """Time after which a worker that has not started is reported: its node may not be there yet, or never come."""
 
@@ -39,6 +42,14 @@ class _Call:
     worker: str
     starting: bool
     since: float
+
+
+@dataclass(frozen=True, slots=True)
+class _Farewell:
+    """Why a worker leaves, and until when it may answer what it was sent."""
+
+    reason: str
+    until: float
 
 
 class RayPool:
@@ -69,10 +80,13 @@ class RayPool:
         """Workers that have given a result."""
         self._resources = {key: value for key, value in worker.resources.items() if value}
         self._wanted = config.deployment.workers
-        self._leaving: dict[str, str] = {}
+        self._leave_seconds = config.deployment.lease_timeout_seconds
+        self._leaving: dict[str, _Farewell] = {}
+        self._wrong: set[str] = set()
+        """Workers that were dismissed, those included that are gone."""
         self._nodes: dict[str, str] = {}
         self._looked, self._unplaced = 0.0, 0
-        self._asked = False
+        self._asked = True  # by a head that died while its workers started, for all that is known
         self._adjust()
         self.wave_pairs = 0 if config.deployment.lease_pairs or not worker.num_gpus else self._ask_wave()
 
@@ -118,6 +132,13 @@ class RayPool:
         """Keep so many actors; the newest leave first. May be called from any thread."""
         self._wanted = workers
 
+    def dismiss(self, worker: str) -> None:
+        """End a worker that was found wrong and start another; after `_MOST_DISMISSED` it is the first to leave."""
+        if worker in self._actors:
+            self._wrong.add(worker)
+            if len(self._wrong) <= _MOST_DISMISSED:
+                self._leaving[worker] = _Farewell("it was found wrong", until=-inf)
+
     def close(self) -> None:
         """End all actors."""
         self._ask_for_nodes(0)
@@ -135,13 +156,14 @@ class RayPool:
         self._calls[actor.start.remote()] = _Call(name, True, time.monotonic())
 
     def _adjust(self) -> list[PoolEvent]:
-        """Start what is missing, let go what is too many, end what leaves and has answered."""
+        """End what leaves, let go what is too many, start what is missing."""
+        events = self._end_leaving() if self._leaving else []
         missing = self._wanted + len(self._leaving) - len(self._actors)
-        if not (missing or self._leaving or self._asked):
-            return []
-        events: list[PoolEvent] = []
+        if not (missing or self._asked):
+            return events
         starting = {call.worker for call in self._calls.values() if call.starting}
         staying = [worker for worker in self._actors if worker not in self._leaving]
+        staying.sort(key=self._wrong.__contains__)  # else oldest first
         for worker in staying[self._wanted :]:
             if worker in starting:  # nobody knows it yet
                 self._drop(worker)
@@ -151,14 +173,20 @@ class RayPool:
             self._spawn()
         if missing > 0 or not starting:
             self._ask_for_nodes(max(missing, 0) and self._wanted)
-        busy = {call.worker for call in self._calls.values()} if self._leaving else set()
-        for worker in [worker for worker in self._leaving if worker not in busy]:
-            events.append(Gone(worker, self._leaving[worker]))
-            self._drop(worker)
+        return events
+
+    def _end_leaving(self) -> list[PoolEvent]:
+        """Workers that have answered what they were sent, or do not in time."""
+        events: list[PoolEvent] = []
+        busy, now = {call.worker for call in self._calls.values()}, time.monotonic()
+        for worker, farewell in list(self._leaving.items()):
+            if worker not in busy or now > farewell.until:
+                events.append(Gone(worker, farewell.reason))
+                self._drop(worker)
         return events
 
     def _let_go(self, worker: str, reason: str) -> Leaving:
-        self._leaving[worker] = reason
+        self._leaving[worker] = _Farewell(reason, time.monotonic() + self._leave_seconds)
         return Leaving(worker, reason)
 
     def _watch(self) -> list[PoolEvent]:

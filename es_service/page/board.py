@@ -139,12 +139,14 @@ class Board:
         )
         if row["kind"] == "worker_ready":
             known |= {"state": "ready", "about": str(row.get("about", "")), "since": row.get("time")}
-        elif row["kind"] == "worker_gone":
+        elif row["kind"] == "quarantined":
+            known |= {"state": "quarantined", "about": str(row.get("detail", "")), "since": row.get("time")}
+        elif row["kind"] == "worker_gone" and known["state"] != "quarantined":  # which is why it went
             known |= {"state": "gone", "about": str(row.get("reason", "")), "since": row.get("time")}
         elif row["kind"] in _FAULTS:
             known["faults"] += 1
         if len(self._workers) > _KEPT_WORKERS:
-            gone = next((n for n, worker in self._workers.items() if worker["state"] == "gone"), None)
+            gone = next((n for n, worker in self._workers.items() if worker["state"] != "ready"), None)
             self._workers.pop(gone or next(iter(self._workers)))
 
     # What a browser has not seen.

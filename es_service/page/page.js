@@ -172,11 +172,13 @@ function showFigures() {
   document.title = `${whole(now.generation ?? 0)}/${whole(about.goal)} · ${bits(now.held_out)} · ${about.name}`;
 }
 
+const OUT = new Set(["gone", "quarantined"]);
+
 function showWorkers() {
   const alive = run.now.state === "running";
   const state = (worker) => (worker.state === "ready" && !alive ? "ended" : worker.state);
   const rows = run.workers.map((worker) => tableRow([
-    worker.name, [state(worker), state(worker) === "gone" ? "bad" : ""], clock(worker.since), [whole(worker.leases), "number"],
+    worker.name, [state(worker), OUT.has(state(worker)) ? "bad" : ""], clock(worker.since), [whole(worker.leases), "number"],
     [short(worker.bytes_per_second), "number"], [whole(worker.faults), worker.faults ? "number bad" : "number"], worker.about,
   ]));
   const ready = run.workers.filter((worker) => state(worker) === "ready").length;
@@ -184,7 +186,7 @@ function showWorkers() {
   fill("#workers", rows, 7, "no worker has come yet");
 }
 
-const BAD = new Set(["failed", "worker_gone", "mismatch", "diverged", "malformed", "torn_tail"]);
+const BAD = new Set(["failed", "worker_gone", "mismatch", "diverged", "malformed", "quarantined", "torn_tail"]);
 
 function showEvents() {
   const detail = (event) => [event.about, event.reason, event.detail, event.bytes == null ? null : `${whole(event.bytes)} bytes`, event.generation == null ? null : `generation ${whole(event.generation)}`].filter(Boolean).join(", ");

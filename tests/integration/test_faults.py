@@ -6,9 +6,10 @@ import os
 import random
 import signal
 import time
+from contextlib import suppress
 
 import pytest
-from rays import finish, run, worker_pids
+from rays import finish, pids, run, worker_pids
 
 from es_service import launch as launch_module
 from es_service.directory import RunDirectory
@@ -55,6 +56,38 @@ def test_workers_that_are_killed_at_any_moment_leave_no_trace(make_config, ray_a
     journal, same = journal_and_its_double(make_config, config, "killed", ray_address, kill)
     assert journal == same
     assert count(directory, "worker_gone") >= 5
+
+
+def test_a_node_that_vanishes_with_its_workers_leaves_no_trace(make_config, ray_cluster):
+    """Two nodes with room for two of three workers each: the one that has two is lost, and the other takes one more."""
+    config = make_config(workers=3, generations=ENDLESS, worker={"threads": 1, "num_cpus": 5})
+    directory = RunDirectory(config.deployment.runs_dir, "vanished")
+    nodes = [ray_cluster.add_node(num_cpus=10, object_store_memory=80 << 20) for _ in range(2)]
+    reached = []
+
+    def lose(status):
+        ready = [event for event in directory.events() if event["kind"] == "worker_ready"]
+        if not reached and len(ready) == 3 and status.generation > 1:
+            homes = {node: [event for event in ready if f"node {node.node_id[:8]}" in event["about"]] for node in nodes}
+            lost = max(nodes, key=lambda node: len(homes[node]))
+            nodes.remove(lost)
+            ray_cluster.remove_node(lost, allow_graceful=False)
+            for pid in pids(homes[lost]):
+                with suppress(ProcessLookupError):  # it saw its node go
+                    os.kill(pid, signal.SIGKILL)
+            reached.append(status.generation)
+        return reached and len(ready) == 4 and status.workers == 2 and status.generation > reached[0] + 2
+
+    try:
+        journal, same = journal_and_its_double(make_config, config, "vanished", ray_cluster.address, lose)
+    finally:
+        for node in nodes:
+            ray_cluster.remove_node(node)
+    assert journal == same
+    assert count(directory, "worker_gone") >= 2, "more if another was started on the lost node before Ray noticed"
+    (other,) = nodes
+    *_, last = (event["about"] for event in directory.events() if event["kind"] == "worker_ready")
+    assert f"node {other.node_id[:8]}" in last
 
 
 def sleeping(names_slow, seconds):

@@ -16,6 +16,7 @@ from es_service.events import (
     Assign,
     Close,
     Committed,
+    Dismiss,
     Draining,
     Fell,
     Finish,
@@ -74,6 +75,8 @@ class World:
         """First result of each worker for each lease of the open generation, but for those known to be wrong."""
         self.out: set[str] = set()
         """Workers in quarantine."""
+        self.dismissed: list[str] = []
+        """Workers that will be taken away because they are in quarantine; only the first few of a run."""
         self.draining: set[str] = set()
         """Workers that end what they have and get no more."""
         self.against: dict[str, int] = {}
@@ -155,6 +158,8 @@ class World:
     def tick(self, seconds: float) -> None:
         self.clock += seconds
         self.feed(Tick(self.clock))
+        while self.dismissed and seconds:
+            self.leave(self.dismissed.pop())
 
     def commit(self) -> None:
         if self.closing is not None:
@@ -256,12 +261,10 @@ class World:
                 self._check_judge(lease)
             case Close(generation, results):
                 self._check_close(generation, results)
-            case Notice(kind, worker):
-                self.notices[kind] += 1
-                if kind == "hedged":
-                    self.hedged.add(int(command.detail.split()[1]))
-                if kind == "quarantined":
-                    self._check_quarantine(worker)
+            case Notice():
+                self._check_notice(command)
+            case Dismiss(name):
+                self._check_dismiss(name)
             case Finish(generation, reason):
                 assert generation == self.generation
                 assert reason == ("goal" if generation == self.policy.goal else "stopped")
@@ -286,6 +289,20 @@ class World:
         assert not others or late or many or len({result.payload for result in results.values()}) > 2
         payload = b"%d %d" % (lease.generation, lease.first_unit)
         self.transit.append(Returned(HEAD, self._result(lease, canonical(lease.generation), payload)))
+
+    def _check_notice(self, notice: Notice) -> None:
+        self.notices[notice.kind] += 1
+        if notice.kind == "hedged":
+            self.hedged.add(int(notice.detail.split()[1]))
+        if notice.kind == "quarantined":
+            self._check_quarantine(notice.worker)
+
+    def _check_dismiss(self, name: str) -> None:
+        if name in self.workers:
+            assert name in self.out
+            assert self.workers.keys() - self.out, "it is not replaced where nobody else is left: that is a pause"
+            if len(self.out) < 4:
+                self.dismissed.append(name)
 
     def _check_quarantine(self, name: str) -> None:
         if name in self.workers:

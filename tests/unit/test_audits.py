@@ -12,6 +12,7 @@ from es_service.events import (
     Assign,
     Close,
     Committed,
+    Dismiss,
     Draining,
     Fell,
     Joined,
@@ -122,6 +123,7 @@ def test_a_third_worker_settles_a_dispute_and_the_liar_is_out():
     assert Assign("b", lease(0, attempt=1)) in commands
     commands = feed(m, Returned("b", result(0)))
     assert kinds(commands) == [("mismatch", "b"), (QUARANTINED, "liar")]
+    assert Dismiss("liar") in commands, "another is wanted in its place"
     assert [c for c in commands if isinstance(c, Assign)] == [Assign("a", lease(1, attempt=1))], "what it held goes on"
     assert feed(m, Returned("liar", result(1, b"lie"))) == [Notice("late", "liar", 0, "lease 1, from quarantine")]
     assert feed(m, Returned("a", result(1))) == [Close(0, (result(0), result(1)))]
@@ -158,7 +160,8 @@ def test_a_worker_that_is_wrong_about_a_slice_while_the_generation_closes_is_out
     m = machine(leases=2, share=0.0)
     feed(m, Joined("liar"), Joined("a"), Returned("liar", result(0)))
     (close,) = feed(m, Returned("a", result(1)))
-    (notice,) = feed(m, Outvoted("liar", "its slice"))
+    notice, dismiss = feed(m, Outvoted("liar", "its slice"))
+    assert dismiss == Dismiss("liar")
     assert (notice.kind, notice.detail) == (QUARANTINED, "its slice; committed generations with its votes: 0")
     assert feed(m, Outvoted("liar", "its slice")) == []
     assert close == Close(0, (result(0), result(1)))
@@ -217,6 +220,7 @@ def test_the_run_pauses_when_every_worker_is_in_quarantine():
     commands = feed(m, Returned(HEAD, result()))
     assert isinstance(commands[-1], Pause)
     assert "every worker is quarantined" in commands[-1].reason
+    assert Dismiss("liar") not in commands
     assert feed(m, Joined("late")) == []
 
 

@@ -188,6 +188,7 @@ def changed(message, **changes):
     "spoil",
     [
         lambda m: b"\xff nothing that is known",
+        lambda m: b"",
         lambda m: encode(m)[:-1],
         lambda m: changed(m, run=m.run ^ 1),
         lambda m: changed(m, payload=m.payload + b"\0"),
@@ -205,6 +206,25 @@ def test_a_malformed_reply_costs_an_evaluation_and_nothing_else(tiny_config, spo
     assert run.journal == expected(config)
     assert run.events["malformed"] == 1
     assert run.events["failed"] == 0
+
+
+def test_the_last_of_several_numbers_of_workers_that_were_asked_for_wins(tiny_config):
+    scaled = []
+
+    def ask(coordinator):
+        def scale(workers):
+            scaled.append(workers)
+            if len(scaled) == 1:
+                coordinator.directory.ask_scale(4)
+                coordinator.scale(5)
+
+        coordinator.pool.scale = scale
+        coordinator.scale(2)
+        coordinator.scale(3)
+
+    run = train(tiny_config(), prepare=ask)
+    assert scaled == [2, 3, 5, 4]
+    assert run.journal == expected(tiny_config())
 
 
 def test_a_worker_that_reads_too_late_is_behind_and_tries_again(tiny_config):

@@ -84,3 +84,18 @@ def test_a_disk_that_is_full_is_an_error_with_a_remedy(directory, monkeypatch):
 def test_damaged_lines_are_passed_over(directory, damage):
     directory.metrics_path.write_bytes(damage + b'\n{"kind": "commit", "generation": 4}\n')
     assert [row["generation"] for row in directory.metrics()] == [4]
+
+
+def test_a_number_of_workers_that_is_asked_for_while_another_is_read_is_not_lost(directory, monkeypatch):
+    read_text = Path.read_text
+
+    def meanwhile(path, *arguments):
+        monkeypatch.undo()
+        directory.ask_scale(2)
+        return read_text(path, *arguments)
+
+    assert directory.take_scale() is None
+    directory.path.mkdir(exist_ok=True)
+    directory.ask_scale(1)
+    monkeypatch.setattr(Path, "read_text", meanwhile)
+    assert [directory.take_scale() for _ in range(3)] == [1, 2, None]

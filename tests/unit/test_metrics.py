@@ -7,6 +7,7 @@ import re
 import socket
 import urllib.request
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -22,7 +23,7 @@ from es_service.exporter import Exporter
 from es_service.metrics import LEASE_EVENTS, WORKER_STATES, Metrics
 from es_service.pools import Gone
 from es_service.problem import algorithm_of, layout_of
-from es_service.roster import State
+from es_service.roster import Roster, State, Worker
 from es_service.telemetry import Telemetry
 
 ROOT = Path(__file__).parents[2]
@@ -153,6 +154,26 @@ def test_every_kind_of_notice_has_a_label():
 
 def test_every_state_of_a_worker_has_a_label():
     assert {state.value for state in State} == set(WORKER_STATES)
+
+
+def test_a_worker_in_quarantine_is_seen_by_a_scrape_though_another_has_taken_its_place(one_run):
+    _, telemetry = one_run
+    now = telemetry.clock()
+    telemetry.clock = lambda: now
+    roster = Roster(depth=2)
+    machine = SimpleNamespace(roster=roster, in_flight=0, generation=5, aggregated=5)
+    shown = []
+    for name in ("replaced", "kept"):
+        roster.add(name, Worker())
+        roster.set_state(name, State.QUARANTINED)
+        telemetry.notice(Notice("quarantined", name, 4, "lease 0"))
+    roster.remove("replaced")
+    for seconds in (0, 500, 601):
+        telemetry.clock = lambda later=now + seconds: later
+        telemetry.fleet(1)
+        telemetry.look(machine, {})
+        shown.append(value(telemetry, "workers", state="quarantined"))
+    assert shown == [2, 2, 1]
 
 
 def test_a_notice_that_nobody_knows_is_still_counted(one_run):

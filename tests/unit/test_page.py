@@ -127,6 +127,13 @@ def test_the_worker_table():
         "bytes_per_second": 9,
     }
     assert (b["state"], b["about"], b["since"]) == ("gone", "node lost", 3.0)
+    events = [
+        {"kind": "quarantined", "worker": "a", "generation": 1, "detail": "lease 0", "time": 4.0},
+        {"kind": "worker_gone", "worker": "a", "reason": "it was found wrong", "time": 4.1},
+    ]
+    board.take(Facts(events=events))
+    a, _ = board.news(Seen())["workers"]
+    assert (a["state"], a["about"], a["since"], a["leases"]) == ("quarantined", "lease 0", 4.0, 4)
     board.take(Facts(events=[{"kind": "resumed", "generation": 2}]))
     assert board.news(Seen())["workers"] == []
 

@@ -1,4 +1,4 @@
-"""When the pool of actors gives up, without Ray: workers that come to nothing, and nodes that go with all theirs."""
+"""The pool of actors without Ray: when it gives up, and who comes and goes when other numbers are wanted."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import pytest
 from ray.exceptions import ActorDiedError, RayTaskError
 
 from es_service.errors import BackendError, DataError
-from es_service.pools import Gone
+from es_service.pools import Gone, Leaving, Ready
 from workers import pool as module
 from workers.pool import RayPool, _Call
 
@@ -73,3 +73,156 @@ def test_an_error_of_the_start_itself_is_raised_after_three(fleet):
         assert gone(ends(f"refused-{n}", error)) == [f"refused-{n}"]
     with pytest.raises(DataError, match=r"data\.content_hash"):
         ends("refused-2", error)
+
+
+# Who comes and goes.
+
+
+class Ref:
+    """A call of an actor; done when it has an outcome."""
+
+    outcome = None
+
+
+class Actor:
+    """Starts at once, and answers when it is told to."""
+
+    def __init__(self, node):
+        self.calls = []
+        self.start = SimpleNamespace(remote=self._start)
+        self.handle = SimpleNamespace(remote=self._handle)
+        self.node = node
+
+    def _start(self):
+        ref = Ref()
+        ref.outcome = "about", self.node
+        return ref
+
+    def _handle(self, *parts):
+        self.calls.append(Ref())
+        return self.calls[-1]
+
+
+class Cluster:
+    """What the pool uses of Ray; remembers which nodes were asked for, and who was ended."""
+
+    def __init__(self):
+        self.actors, self.ended, self.asked, self.now = {}, [], [], 0.0
+        self.actor_class = SimpleNamespace(remote=self._make, options=lambda **_: self.actor_class)
+
+    def remote(self, _):
+        return self.actor_class
+
+    def _make(self, config_json, version, head, run, name):
+        self.actors[name] = Actor("node-1")
+        return self.actors[name]
+
+    def get_runtime_context(self):
+        return SimpleNamespace(get_node_id=lambda: "node-0", get_actor_name=lambda: "head-r", current_actor=None)
+
+    def get(self, ref):
+        return ref.outcome
+
+    def wait(self, refs, num_returns, timeout, fetch_local):
+        done = [ref for ref in refs if ref.outcome is not None]
+        return done[:num_returns], []
+
+    def kill(self, actor, no_restart):
+        self.ended += [name for name, other in self.actors.items() if other is actor]
+
+
+@pytest.fixture
+def cluster(monkeypatch):
+    cluster = Cluster()
+    monkeypatch.setattr(module, "ray", cluster)
+    monkeypatch.setattr(module, "request_resources", lambda bundles: cluster.asked.append(len(bundles)))
+    monkeypatch.setattr(module, "_draining_nodes", set)
+    monkeypatch.setattr(module, "time", SimpleNamespace(monotonic=lambda: cluster.now))
+    return cluster
+
+
+@pytest.fixture
+def pool_of(cluster, tiny_config):
+    """`pool_of(3)`: a pool whose three workers have started."""
+
+    def make(workers):
+        worker = {"threads": 1}
+        pool = RayPool(
+            tiny_config(deployment__workers=workers, deployment__pool="ray", deployment__worker=worker), None
+        )
+        assert said(pool, Ready) == [f"worker-{n + 1}" for n in range(workers)]
+        return pool
+
+    return make
+
+
+def said(pool, kind):
+    """Of whom a poll said this."""
+    return [event.worker for event in pool.poll(0.0) if isinstance(event, kind)]
+
+
+@pytest.mark.parametrize("workers", [0, 3])
+def test_nodes_are_asked_for_until_the_workers_are_there(cluster, pool_of, workers):
+    """Also by a head that died while its workers started: the floor that it left is withdrawn."""
+    pool = pool_of(workers)
+    pool.poll(0.0)
+    assert cluster.asked == ([workers, 0] if workers else [0])
+    pool.close()
+    assert cluster.asked[-1] == 0
+
+
+def test_a_worker_that_leaves_may_answer_what_it_has_but_not_for_ever(cluster, pool_of):
+    pool = pool_of(3)
+    for name in ("worker-2", "worker-3"):
+        pool.send(name, b"order")
+    pool.scale(1)
+    assert said(pool, Leaving) == ["worker-2", "worker-3"]
+    cluster.now = 599.0
+    cluster.actors["worker-2"].calls[0].outcome = b"answer"
+    assert said(pool, Gone) == []
+    assert said(pool, Gone) == ["worker-2"]
+    cluster.now = 601.0
+    assert said(pool, Gone) == ["worker-3"] == cluster.ended[1:]
+
+
+def test_another_number_that_is_asked_for_while_workers_leave_or_start_is_what_counts(cluster, pool_of):
+    pool = pool_of(3)
+    pool.send("worker-3", b"order")
+    pool.scale(2)
+    assert said(pool, Leaving) == ["worker-3"]
+    pool.scale(4)
+    pool.scale(5)
+    assert said(pool, Ready) == ["worker-4", "worker-5", "worker-6"], "one of them for the one that leaves"
+    cluster.actors["worker-3"].calls[0].outcome = b"answer"
+    pool.poll(0.0)
+    assert said(pool, Gone) == ["worker-3"]
+    assert sorted(pool._actors) == ["worker-1", "worker-2", "worker-4", "worker-5", "worker-6"]
+    pool.scale(7)
+    pool._adjust()
+    pool.scale(5)
+    pool._adjust()
+    assert cluster.ended == ["worker-3", "worker-7", "worker-8"], "those that start are ended without more ado"
+    assert pool.poll(0.0) == []
+
+
+def test_a_worker_that_was_wrong_is_replaced_at_once(cluster, pool_of):
+    pool = pool_of(2)
+    pool.send("worker-1", b"order")
+    pool.dismiss("worker-1")
+    pool.dismiss("stranger")
+    events = pool.poll(0.0)
+    assert events[0] == Gone("worker-1", "it was found wrong"), "it holds nothing that counts"
+    assert [event.worker for event in events[1:]] == ["worker-3"]
+    assert cluster.ended == ["worker-1"]
+
+
+def test_where_everybody_is_wrong_replacing_them_comes_to_an_end(cluster, pool_of):
+    pool = pool_of(2)
+    for n in range(1, 9):
+        pool.dismiss(f"worker-{n}")
+        assert gone(pool.poll(0.0)) == [f"worker-{n}"]
+    pool.dismiss("worker-9")
+    assert gone(pool.poll(0.0)) == [], "it stays, without work"
+    assert sorted(pool._actors) == ["worker-10", "worker-9"]
+    pool.scale(1)
+    assert said(pool, Leaving) == ["worker-9"], "rather than a younger one that is sound"

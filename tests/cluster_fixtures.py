@@ -19,16 +19,20 @@ os.environ["RAY_USAGE_STATS_ENABLED"] = "0"
 os.environ["RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO"] = "0"
 os.environ["RAY_GRACEFUL_SHUTDOWN_DRAIN_TIMEOUT_S"] = "0"
 
+_SYSTEM = {"health_check_period_ms": 1000}
 _NODE = {"num_cpus": 4, "include_dashboard": False, "object_store_memory": 80 << 20}
 
 
 @pytest.fixture(scope="session")
 def ray_cluster():
-    """A local cluster of two nodes with 4 CPUs each; the second declares a GPU, which is not there."""
+    """A local cluster of two nodes with 4 CPUs each; the second declares a GPU, which is not there.
+
+    A node that does not answer is given up after 5 seconds where it is gone; where it is slow, after 50, as by default.
+    """
     from ray.cluster_utils import Cluster
 
     temp_dir = tempfile.mkdtemp(prefix="es", dir="/tmp")
-    cluster = Cluster(initialize_head=True, head_node_args={**_NODE, "temp_dir": temp_dir})
+    cluster = Cluster(initialize_head=True, head_node_args={**_NODE, "temp_dir": temp_dir, "_system_config": _SYSTEM})
     try:
         cluster.add_node(num_cpus=4, num_gpus=1, object_store_memory=80 << 20)
         cluster.wait_for_nodes()

@@ -28,8 +28,12 @@ def run(config, name, address, on_beat=lambda status: None):
 
 def worker_pids(directory):
     """Process ids of the workers that have started, from the run's own events."""
-    ready = [event["about"] for event in directory.events() if event["kind"] == "worker_ready"]
-    return [int(re.search(r"pid (\d+)", about).group(1)) for about in ready]
+    return pids(event for event in directory.events() if event["kind"] == "worker_ready")
+
+
+def pids(ready):
+    """Process ids in events that say that workers are ready."""
+    return [int(re.search(r"pid (\d+)", event["about"]).group(1)) for event in ready]
 
 
 def wait_for(condition, seconds=60):
@@ -41,3 +45,15 @@ def wait_for(condition, seconds=60):
 
 def commits(directory):
     return len(scan(directory.journal_path).commits) if directory.journal_path.exists() else 0
+
+
+def drain(address, node, seconds=60):
+    """The notice that a cloud gives before it takes a spot machine away, as `ray drain-node` gives it."""
+    from ray._raylet import GcsClient
+    from ray.core.generated import autoscaler_pb2
+
+    reason = autoscaler_pb2.DrainNodeReason.Value("DRAIN_NODE_REASON_PREEMPTION")
+    accepted, why = GcsClient(address=address).drain_node(
+        node.node_id, reason, "test", int(1000 * (time.time() + seconds))
+    )
+    assert accepted, why
