@@ -85,15 +85,13 @@ class Coordinator:
         self.algorithm: AbstractAlgorithm = algorithm_of(config)
         self._history = list(history)
         self._threshold = self.algorithm.threshold(writer.generation, self._history)
-        deployment = config.deployment
-        start, policy, agree = aggregator.canonical, Policy.of(deployment), self.algorithm.agrees
+        start, policy, agree = aggregator.canonical, Policy.of(config.deployment), self.algorithm.agrees
         self._plans: dict[int, Plan] = {}
         self.machine = Machine(self._plan, policy, writer.generation, start.generation, start.digest, agree)
         self.run_id = run_id(config)
         self.updater = Updater(config, pool, self._send_parts)
         self.telemetry = telemetry
-        telemetry.wants(pool.size or deployment.workers or 1)
-        self._recent: deque[_Sendable] = deque(maxlen=_KEPT_COMMITS + deployment.max_lag)
+        self._recent: deque[_Sendable] = deque(maxlen=_KEPT_COMMITS + policy.max_lag)
         self._replicas: dict[str, int] = {}
         self._sharing: set[str] = set()
         self._empty = Counter[str]()
@@ -159,6 +157,7 @@ class Coordinator:
             self.telemetry.close()
 
     def _start(self) -> None:
+        self.telemetry.wants(self.pool.size or self.config.deployment.workers or 1)
         if self.machine.generation >= self.config.deployment.generations:
             self._finish = Finish(self.machine.generation, "goal")
         elif self.machine.generation == 0:
