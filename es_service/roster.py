@@ -48,6 +48,7 @@ class Roster:
         }
         self._shelf_of: dict[str, tuple[int, bool, bool]] = {}
         self._states: Counter[State] = Counter()
+        self._wrong: set[str] = set()
 
     @property
     def active(self) -> int:
@@ -59,8 +60,8 @@ class Roster:
         return name in self.workers and self.workers[name].state is State.ACTIVE
 
     def is_quarantined(self, name: str) -> bool:
-        """Whether a worker of this name is here and was found wrong."""
-        return name in self.workers and self.workers[name].state is State.QUARANTINED
+        """Whether the worker of this name was found wrong, be it here or gone: what it sent may still arrive."""
+        return name in self._wrong
 
     @property
     def all_quarantined(self) -> bool:
@@ -74,6 +75,7 @@ class Roster:
     def add(self, name: str, worker: Worker) -> None:
         """Put in a worker that holds nothing."""
         self.workers[name] = worker
+        self._wrong.discard(name)
         self._states[worker.state] += 1
         self._shelve(name)
 
@@ -88,6 +90,8 @@ class Roster:
 
     def set_state(self, name: str, state: State) -> None:
         """A worker that is not active keeps what it holds and gets no more; one that is not here stays away."""
+        if state is State.QUARANTINED:
+            self._wrong.add(name)
         worker = self.workers.get(name)
         if worker is None:
             return

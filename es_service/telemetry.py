@@ -168,7 +168,7 @@ class Telemetry:
         self._looked = now
         states = machine.roster.states()
         states["quarantined"] = sum(
-            now - since < _QUARANTINE_SECONDS or machine.roster.is_quarantined(name)
+            now - since < _QUARANTINE_SECONDS or name in machine.roster.workers
             for name, since in self._wrong.items()
         )
         for state in WORKER_STATES:

@@ -308,8 +308,8 @@ class World:
         if name in self.workers:
             worker = self.workers[name]
             assert worker.suspect or worker.character in ("liar", "stubborn", "conspirator"), "an honest worker"
-            self.out.add(name)
             self.held[name].clear()
+        self.out.add(name)
         for results in self.results.values():
             results.pop(name, None)
 

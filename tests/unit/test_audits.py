@@ -132,6 +132,14 @@ def test_a_third_worker_settles_a_dispute_and_the_liar_is_out():
     assert m.roster.states() == {"active": 2, "quarantined": 1}
 
 
+def test_what_a_liar_sent_before_it_was_ended_does_not_count_when_it_arrives_later():
+    m = machine(leases=2, share=0.0, depth=2)
+    feed(m, Tick(0.0), Joined("liar"), Returned("liar", result(0, b"lie")), Joined("a"), Joined("b"))
+    feed(m, Returned("a", result(0)), Returned("b", result(0)), Left("liar"))
+    assert feed(m, Returned("liar", result(1, b"lie"))) == [Notice("late", "liar", 0, "lease 1, from quarantine")]
+    assert feed(m, Returned("a", result(1))) == [Close(0, (result(0), result(1)))]
+
+
 def test_other_leases_of_a_liar_in_the_open_generation_are_evaluated_again():
     m = machine(leases=3, share=0.0, depth=3)
     feed(m, Joined("liar"), Returned("liar", result(0, b"lie")), Returned("liar", result(1, b"plausible")))
