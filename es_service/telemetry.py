@@ -168,8 +168,7 @@ class Telemetry:
         self._looked = now
         states = machine.roster.states()
         states["quarantined"] = sum(
-            now - since < _QUARANTINE_SECONDS or name in machine.roster.workers
-            for name, since in self._wrong.items()
+            now - since < _QUARANTINE_SECONDS or name in machine.roster.workers for name, since in self._wrong.items()
         )
         for state in WORKER_STATES:
             self.metrics.workers.labels(state).set(states[state])
