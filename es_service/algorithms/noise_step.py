@@ -23,7 +23,13 @@ from es_service.types import Int8Array, Layout, NoiseAddress, Ops, Part, Perturb
 
 __all__ = ["NoiseStep", "NoiseStepConfig", "codes"]
 
+_CHUNK = 1 << 16
+"""Weights of a part that are moved at once; the counters of one take a few hundred bytes while they are made."""
 _SMALLEST, _LARGEST = np.float32(2.0**-31), np.float32(2.0)
+
+_EDGES = np.ldexp(1 + np.arange(257) % 8 / 8, np.arange(257) // 8 - 31)
+_EDGES[[0, 256]] = 0, np.inf
+"""Code c stands for |alignments| from edge c up to edge c + 1."""
 
 
 class NoiseStepConfig(BaseModel):
@@ -42,7 +48,8 @@ class NoiseStepConfig(BaseModel):
     """How a perturbation is judged: by the exact directional derivative of the loss (needs PyTorch), or by the
     difference of `objective` between its two ends, which needs no derivative."""
     objective: Literal["loss", "errors"] = "loss"
-    """What is lowered: the cross-entropy, or the share of wrong predictions, which has no useful derivative."""
+    """What is lowered: the cross-entropy, or the share of wrong predictions (ties are wrong), which has no
+    useful derivative."""
 
     @property
     def passes(self) -> int:
@@ -95,6 +102,7 @@ class NoiseStep(AbstractAlgorithm):
     """noise_step for one model layout, number of perturbations, batch size and seed."""
 
     tile = 5
+    largest = 1
 
     def __init__(self, config: NoiseStepConfig, layout: Layout, population: int, batch: int, seed: int) -> None:
         self.config = config
@@ -135,17 +143,35 @@ class NoiseStep(AbstractAlgorithm):
             raise MessageError("a sign bit is set for a perturbation that has no code")
 
     def agrees(self, a: LeaseResult, b: LeaseResult) -> bool:
-        """Equal but for floating point: codes may differ by 1, signs where both codes are at most 1.
+        """Equal but for what other CPUs and other builds of PyTorch make of the same sums.
 
-        So may the scores, on which the density depends: the unperturbed one by 2 and 1/4096 of it, the sum and the
-        greatest of |alignment| by 1 for each unit and 1/64.
+        Codes may be those of alignments that differ by `_slack`. So may the scores, on which the density depends: the
+        unperturbed one by 2 and 1/4096 of it, the sum and the greatest of |alignment| by that slack and a rounding for
+        each unit, and by 1/64.
         """
         if len(a.payload) != len(b.payload):
             return False
-        (codes_a, negative_a), (codes_b, negative_b) = _decode(a.payload), _decode(b.payload)
-        near_U = np.abs(codes_a.astype(np.int16) - codes_b) <= 1
-        small_U = np.maximum(codes_a, codes_b) <= 1
-        return bool((near_U & ((negative_a == negative_b) | small_U)).all()) and _near_scores(a, b)
+        (low_a, high_a), (low_b, high_b) = _ranges(a.payload), _ranges(b.payload)
+        slack = self._slack(min(_largest(low_a, high_a), _largest(low_b, high_b)), a)
+        apart_U = np.maximum(low_a - high_b, low_b - high_a)
+        return bool((apart_U <= slack).all()) and _near_scores(a, b, 1 + round(slack * self._unit))
+
+    @property
+    def _unit(self) -> float:
+        """Scores are in this part of a nat an example: 1/16 bit over the batch."""
+        return 16 * self.batch / log(2)
+
+    def _slack(self, largest: float, result: LeaseResult) -> float:
+        """How far apart honest alignments of one lease may be; `largest` is that of the lease.
+
+        Sums of float32 are off by a share of their largest terms, which a small sum does not show: 2^-10 of the largest
+        alignment, and where losses are subtracted 2^-18 of the loss. Where errors are counted, one example more or less
+        at one end. So a lie that passes for honest moves the objective by no more than that, to first order.
+        """
+        if self.config.objective == "errors":
+            return 1 / (2 * self.batch)
+        loss = -result.score_min / self._unit
+        return max(largest * 2.0**-10, loss * 2.0**-18 if self.config.alignment == "antithetic" else 0.0)
 
     def close(self, payloads: Sequence[bytes]) -> bytes:
         """Packed votes: the sign where the code is not 0 and at least the lower median of all codes, else 0."""
@@ -175,21 +201,37 @@ class NoiseStep(AbstractAlgorithm):
         record: bytes,
     ) -> int:
         """The same for one part: the inverse permutation names the perturbation that touches a weight."""
-        perturbations = self.perturbations(generation, threshold)
-        first = part.tensor.offset + part.start
-        sums_N = ternary.slice_of_sums(perturbations, self.votes(record), first, part.size)
-        moved_N = np.clip(values_N + np.clip(sums_N, -1, 1), -1, 1).astype(np.int8)
-        changed = int((moved_N != values_N).sum())
-        values_N[:] = moved_N
+        perturbations, votes_U = self.perturbations(generation, threshold), self.votes(record)
+        changed = 0
+        for first in range(0, part.size, _CHUNK):
+            some_N = values_N[first : first + _CHUNK]  # a view
+            place = part.tensor.offset + part.start + first
+            sums_N = ternary.slice_of_sums(perturbations, votes_U, place, len(some_N))
+            moved_N = np.clip(some_N + np.clip(sums_N, -1, 1), -1, 1).astype(np.int8)
+            changed += int((moved_N != some_N).sum())
+            some_N[:] = moved_N
         return changed
 
 
-def _near_scores(a: LeaseResult, b: LeaseResult) -> bool:
+def _near_scores(a: LeaseResult, b: LeaseResult, each: int) -> bool:
+    """`each`: by how much the scores of a unit may differ."""
     units = a.lease.num_units
     gains = [(r.score_sum - units * r.score_min, r.score_max - r.score_min) for r in (a, b)]
     return abs(a.score_min - b.score_min) <= 2 + (abs(a.score_min) >> 12) and all(
-        abs(x - y) <= units + (abs(x) >> 6) for x, y in zip(*gains, strict=True)
+        abs(x - y) <= each * units + (abs(x) >> 6) for x, y in zip(*gains, strict=True)
     )
+
+
+def _ranges(payload: bytes) -> tuple[npt.NDArray[np.float64], npt.NDArray[np.float64]]:
+    """Between which alignments (U,) each unit's code and sign lie."""
+    codes_U, negative_U = _decode(payload)
+    near_U, far_U = _EDGES[codes_U], _EDGES[codes_U.astype(np.int64) + 1]
+    return np.where(negative_U, -far_U, near_U), np.where(negative_U, -near_U, far_U)
+
+
+def _largest(low_U: npt.NDArray[np.float64], high_U: npt.NDArray[np.float64]) -> float:
+    """What the largest |alignment| is at least."""
+    return float(np.minimum(np.abs(low_U), np.abs(high_U)).max())
 
 
 def _decode(payload: bytes) -> tuple[UInt8Array, npt.NDArray[np.bool_]]:

@@ -10,6 +10,7 @@ from hypothesis import assume, given
 from hypothesis import strategies as st
 
 from es_service import votes
+from es_service.algorithms import noise_step
 from es_service.algorithms.base import Past
 from es_service.algorithms.density import AutomaticDensity, ConstantDensity, StagedDensity, Step
 from es_service.algorithms.noise_step import NoiseStep, NoiseStepConfig, codes
@@ -17,7 +18,7 @@ from es_service.data.examples import TextExamples, batch_indices, windows_of_row
 from es_service.errors import DivergenceError, MessageError
 from es_service.messages import Lease, LeaseResult, encode
 from es_service.models.ternary_net import Net, TernaryLmConfig, TernaryMlpConfig, initial_parameters, judge, logits
-from es_service.types import Layout, TensorSpec
+from es_service.types import Layout, Part, TensorSpec
 from workers.ops.reference import ReferenceOps
 
 LAYOUT = Layout((TensorSpec("w", (6, 10), "matrix", 0, 0),))
@@ -91,30 +92,83 @@ def test_payloads_that_encode_cannot_have_made():
             r.check(payload, 3)
 
 
-def test_audits_take_neighbouring_codes_and_signs_of_the_smallest():
-    r = rule()
+def result(alignments, payload=None, loss=1.5, batch=1024, **config):
+    """Of a lease of these alignments, as a worker encodes it."""
+    level, unit = round(loss * 16 * batch / np.log(2)), 16 * batch / np.log(2)
+    gains = np.rint(np.abs(floats(alignments)) * unit).astype(int)
+    lease = Lease(0, 0, len(alignments), 0)
+    payload = rule(**config).encode(floats(alignments)) if payload is None else payload
+    return LeaseResult(
+        1, lease, int(gains.sum()) - level * len(alignments), -level, int(gains.max()) - level, 0, 0, 0.0, payload
+    )
 
-    def result(codes_U, negative_U):
-        payload = bytes(codes_U) + np.packbits(negative_U, bitorder="little").tobytes()
-        return LeaseResult(1, Lease(0, 0, 4, 0), -399_000, -100_000, -99_500, 0, 0, 0.0, payload)
 
-    a = result([9, 200, 1, 0], [1, 0, 1, 0])
-    assert r.agrees(a, a)
-    assert r.agrees(a, result([10, 199, 1, 1], [1, 0, 0, 1]))
-    assert not r.agrees(a, result([11, 200, 1, 0], [1, 0, 1, 0]))
-    assert not r.agrees(a, result([9, 200, 1, 0], [0, 0, 1, 0]))
-    assert not r.agrees(a, result([9, 200, 2, 0], [1, 0, 0, 0]))
-    assert not r.agrees(a, replace(a, payload=a.payload[:-1]))
+FORWARD, LOSSES, ERRORS = {}, {"alignment": "antithetic"}, {"alignment": "antithetic", "objective": "errors"}
+
+
+@pytest.mark.parametrize(
+    ("config", "other", "agreed"),
+    [
+        (FORWARD, [0.5, -0.01, 1e-5, 0.0], True),
+        (FORWARD, [0.5001, -0.01001, 1e-5, 0.0], True),
+        (FORWARD, [0.5, -0.01, -1e-4, 0.0], True),  # both are far below the largest
+        (FORWARD, [0.5, -0.01, 1e-5, 2e-4], True),
+        (FORWARD, [0.5, -0.01, 1e-5, 8e-4], False),
+        (FORWARD, [0.5, 0.01, 1e-5, 0.0], False),  # another sign
+        (FORWARD, [0.5, -0.014, 1e-5, 0.0], False),
+        (FORWARD, [0.5, 0.0, 1e-5, 0.0], False),
+        (FORWARD, [-0.5, -0.01, 1e-5, 0.0], False),
+        (LOSSES, [0.5, -0.01, -1e-4, 0.0], True),
+        (LOSSES, [0.5, 0.01, 1e-5, 0.0], False),
+    ],
+)
+def test_audits_take_what_other_cpus_make_of_the_same_sums(config, other, agreed):
+    honest, given = result([0.5, -0.01, 1e-5, 0.0], **config), result(other, **config)
+    assert rule(**config).agrees(honest, given) is agreed
+    assert rule(**config).agrees(given, honest) is agreed
+
+
+def test_differences_of_losses_are_rounded_with_the_losses():
+    """A loss of 5 nats is known to 1e-5: where all differences are as small, their signs say nothing."""
+    a, b = ([2e-5, -3e-6, 4e-6], [2.4e-5, 3e-6, -1e-6])
+    assert rule(**LOSSES).agrees(result(a, loss=5, **LOSSES), result(b, loss=5, **LOSSES))
+    assert not rule(**LOSSES).agrees(result(a, loss=0.05, **LOSSES), result(b, loss=0.05, **LOSSES))
+    assert not rule().agrees(result(a, loss=5), result(b, loss=5))
+
+
+def test_error_counts_may_differ_by_one_example():
+    r = NoiseStep(NoiseStepConfig(**ERRORS), LAYOUT, 8, 50, 7)
+    counts = np.arange(-20, 21)
+
+    def counted(errors):
+        return result(errors / 100, batch=50, **ERRORS)
+
+    assert r.agrees(counted(counts), counted(counts + np.tile([1, -1, 0], 14)[:41]))
+    for place, more in ((17, 2), (20, 2), (21, -2), (0, 6), (40, -6)):  # codes of large counts are coarser
+        off = counts.copy()
+        off[place] += more
+        assert not r.agrees(counted(counts), counted(off)), place
+
+
+def test_audits_do_not_trust_the_largest_that_a_liar_claims():
+    honest = result([0.01, -0.01, 0.001, 0.0])
+    for lie in (
+        result([1e9, -0.01, 0.001, 0.0]),
+        result([0.01, 0.01, 1e9, 0.0]),
+        replace(honest, payload=honest.payload[:-1]),
+    ):
+        assert not rule().agrees(honest, lie)
+        assert not rule().agrees(lie, honest)
 
 
 def test_audits_compare_the_scores_on_which_the_density_depends():
-    r = rule()
-    a = LeaseResult(1, Lease(0, 0, 4, 0), -399_000, -100_000, -99_500, 0, 0, 0.0, r.encode(floats([1, 2, 3, 4])))
+    r, a = rule(), result([0.01, 0.02, 0.03, 0.04])
     assert r.agrees(a, replace(a, score_sum=a.score_sum - 8, score_min=a.score_min - 2, score_max=a.score_max - 2))
     assert r.agrees(a, replace(a, score_sum=a.score_sum + 15))
-    for lie in ({"score_min": -100_200}, {"score_min": -99_800}, {"score_sum": -398_900}, {"score_max": -99_400}):
-        assert not r.agrees(a, replace(a, **lie))
-        assert not r.agrees(replace(a, **lie), a)
+    for name, more in (("score_min", -200), ("score_min", 200), ("score_sum", 100), ("score_max", 100)):
+        lie = replace(a, **{name: getattr(a, name) + more})
+        assert not r.agrees(a, lie)
+        assert not r.agrees(lie, a)
 
 
 def test_a_worker_sends_nine_bits_a_perturbation_and_73_bytes_a_lease():
@@ -152,6 +206,26 @@ def test_a_step_goes_along_the_perturbation_that_voted_yes():
 def test_a_record_without_non_zeros_is_refused():
     with pytest.raises(MessageError, match="0 non-zeros"):
         rule(3).update(OPS, np.zeros(LAYOUT.size, np.int8), 4, 0, votes.pack(np.zeros(3, np.int8)))
+
+
+@pytest.mark.parametrize("support", ["exact", "columns", "bernoulli"])
+@pytest.mark.parametrize("chunk", [1, 7, 1 << 16])
+def test_parts_are_those_of_the_whole_update_whatever_the_chunks(support, chunk, monkeypatch):
+    monkeypatch.setattr(noise_step, "_CHUNK", chunk)
+    layout = Layout((TensorSpec("a", (5, 4), "matrix", 0, 0), TensorSpec("b", (13, 7), "matrix", 1, 20)))
+    r = NoiseStep(NoiseStepConfig(support=support), layout, 5, 1024, 7)
+    weights = np.random.default_rng(2).integers(-1, 2, layout.size, np.int8)
+    parts = {(t, first, stop): layout.views(weights)[t.name][first:stop].copy().reshape(-1)
+             for t in layout.tensors for first, stop in ((0, t.shape[0]), (2, 4))}  # fmt: skip
+    for generation in range(6):
+        record = votes.pack(np.random.default_rng(generation).integers(-1, 2, 5, np.int8))
+        before = weights.copy()
+        r.update(OPS, weights, generation, 2, record)
+        for (tensor, first, stop), values in parts.items():
+            changed = r.update_part(OPS, Part(tensor, first, stop), values, generation, 2, record)
+            now, then = (layout.views(model)[tensor.name][first:stop].reshape(-1) for model in (weights, before))
+            assert np.array_equal(values, now)
+            assert changed == (now != then).sum()
 
 
 # Density.

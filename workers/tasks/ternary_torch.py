@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import importlib
 import threading
+from collections.abc import Callable
 from typing import Any, Literal
 
 import numpy as np
@@ -21,15 +22,20 @@ __all__ = ["Judge"]
 _TRACING = threading.Lock()
 """The transforms of PyTorch keep state for the whole process, which may hold several judges."""
 
+_TIE = 2.0**-12
+"""Logits tie if they are closer than this share of the largest of their example."""
+
 FloatArray = npt.NDArray[np.float32]
 
 
 class Judge:
     """Judges `chunk` perturbations of one network at once on one batch; `look_at` it, then ask in any thread.
 
-    The forward-mode program is `torch.func.jvp` of the loss, several tangents at once by `torch.func.vmap`, written
+    The forward-mode program pushes several tangents through the network at once. Linear maps are written out, as they
+    take no more than the tangent; what lies between is `torch.func.jvp` under `torch.func.vmap`. All of it is written
     down once as a graph of plain operations: running that is free of the transforms' global state. A perturbation
-    enters as tangents of the outputs of the maps that it touches, made from its few non-zeros.
+    enters as tangents of the outputs of the maps that it touches, made from its few non-zeros; the outputs themselves
+    are those of the one plain pass.
     """
 
     def __init__(self, net: Net, objective: Literal["loss", "errors"], chunk: int) -> None:
@@ -56,8 +62,9 @@ class Judge:
                 self._inputs /= self.net.white
             self._targets = torch.from_numpy(targets_B.astype(np.int64))
             self._seen: list[Any] = []  # the inputs of every linear map
-            loss = self._loss(self._weights, self._inputs, self._targets, None, self._seen)
-            return float(loss)
+            self._made: list[Any] = []  # its outputs
+            logits = self._logits(self._weights, self._seen, self._made)
+            return float(self._loss(logits, self._targets))
 
     def prepare_derivatives(self) -> None:
         """Write the forward-mode program down, once, for batches of the size looked at."""
@@ -65,7 +72,7 @@ class Judge:
             return
         make_fx = importlib.import_module("torch.fx.experimental.proxy_tensor").make_fx
         nothing = NonZeros(np.zeros(1, np.int64), np.empty(0, np.int64), np.empty(0, np.int8))
-        example = (self._weights, self._inputs, self._targets, self._tangents(nothing))
+        example = (self._weights, self._made, self._targets, self._tangents(nothing))
         with _TRACING:
             self._graph = make_fx(lambda *arguments: self._pushforward(*arguments))(*example)
 
@@ -73,7 +80,7 @@ class Judge:
         """Minus the derivative of the loss along each perturbation: (chunk,) float32, 0 where there is none."""
         with self.torch.no_grad():
             tangents = self._tangents(found)
-            slopes_U: FloatArray = self._graph(self._weights, self._inputs, self._targets, tangents).numpy()
+            slopes_U: FloatArray = self._graph(self._weights, self._made, self._targets, tangents).numpy()
         return -slopes_U
 
     def differences(self, found: NonZeros) -> FloatArray:
@@ -92,10 +99,10 @@ class Judge:
             moved = weights[index].clone()
             moved.view(-1)[self.torch.from_numpy(places)] += self.torch.from_numpy(sign * signs.astype(np.float32))
             weights[index] = moved
+        logits = self._logits(weights, [], [])
         if self.objective == "errors":
-            wrong = self._logits(weights, self._inputs, None, []).argmax(dim=1) != self._targets
-            return int(wrong.sum()) / len(self._targets)
-        return float(self._loss(weights, self._inputs, self._targets, None, []))
+            return self._errors(logits)
+        return float(self._loss(logits, self._targets))
 
     def _by_tensor(self, found: NonZeros, part: slice) -> list[tuple[int, npt.NDArray[np.int64], Int8Array]]:
         """(tensor, places in it, signs) of some non-zeros."""
@@ -109,33 +116,50 @@ class Judge:
 
     # The network.
 
-    def _logits(self, weights: list[Any], inputs: Any, added: list[Any] | None, seen: list[Any]) -> Any:
-        """Logits (B, V); `added` goes on top of the embeddings and of the outputs of each map."""
-        functional, net, rest = self.torch.nn.functional, self.net, list(weights)
-        extra = list(added) if added is not None else None
-        h = inputs
-        if net.embedding:
-            h = functional.embedding(inputs, rest.pop(0)).flatten(1)
-            h = h + extra.pop(0) if extra is not None else h
-        for n in range(net.maps):
-            seen.append(h)
-            h = functional.linear(h, rest[2 * n], rest[2 * n + 1])
-            h = h + extra[n] if extra is not None else h
-            if n < net.maps - 1:
-                h = functional.relu(functional.layer_norm(h, (net.sizes[n + 1],), eps=EPSILON))
-        return h * net.scale
+    def _logits(self, weights: list[Any], seen: list[Any], made: list[Any]) -> Any:
+        """What comes out of the last map (B, V); `seen` and `made` get the inputs and outputs of every map."""
+        functional, rest = self.torch.nn.functional, list(weights)
+        h = self._inputs
+        if self.net.embedding:
+            h = functional.embedding(h, rest.pop(0)).flatten(1)
+        for n in range(self.net.maps):
+            seen.append(h if n == 0 else self._between(made[-1]))
+            made.append(functional.linear(seen[-1], rest[2 * n], rest[2 * n + 1]))
+        return made[-1]
 
-    def _loss(self, weights: list[Any], inputs: Any, targets: Any, added: list[Any] | None, seen: list[Any]) -> Any:
-        return self.torch.nn.functional.cross_entropy(self._logits(weights, inputs, added, seen), targets)
+    def _between(self, outputs: Any) -> Any:
+        """The inputs of a map from the outputs of the one before it."""
+        functional = self.torch.nn.functional
+        return functional.relu(functional.layer_norm(outputs, outputs.shape[-1:], eps=EPSILON))
 
-    def _pushforward(self, weights: list[Any], inputs: Any, targets: Any, tangents: list[Any]) -> Any:
-        """Derivatives (U,) of the loss along each of U tangents."""
-        func, zeros = self.torch.func, tuple(self.torch.zeros_like(tangent[0]) for tangent in tangents)
+    def _loss(self, logits: Any, targets: Any) -> Any:
+        return self.torch.nn.functional.cross_entropy(logits * self.net.scale, targets)
 
-        def loss(*added: Any) -> Any:
-            return self._loss(weights, inputs, targets, list(added), [])
+    def _errors(self, logits: Any) -> float:
+        """The share of examples whose label does not beat all others.
 
-        return func.vmap(lambda *tangent: func.jvp(loss, zeros, tangent)[1])(*tangents)
+        Sums of ternary weights tie often. A tie is an error, and what is closer than rounding is a tie: which of two
+        equal logits comes out larger is up to the CPU.
+        """
+        places = self._targets[:, None]
+        own = logits.gather(1, places)[:, 0]
+        best = logits.scatter(1, places, -self.torch.inf).amax(dim=1)
+        return int((own - best <= _TIE * logits.abs().amax(dim=1)).sum()) / len(places)
+
+    def _pushforward(self, weights: list[Any], made: list[Any], targets: Any, tangents: list[Any]) -> Any:
+        """Derivatives (U,) of the loss along each of U tangents, from the outputs `made` of every map."""
+        matrices, added, functional = weights[bool(self.net.embedding) :: 2], list(tangents), self.torch.nn.functional
+        tangent = added.pop(0)
+        if self.net.embedding:
+            tangent = functional.linear(tangent, matrices[0]) + added.pop(0)
+        for outputs, matrix, more in zip(made, matrices[1:], added, strict=False):
+            tangent = functional.linear(self._along(self._between, outputs, tangent), matrix) + more
+        return self._along(lambda logits: self._loss(logits, targets), made[-1], tangent)
+
+    def _along(self, function: Callable[[Any], Any], at: Any, tangents: Any) -> Any:
+        """The derivatives of a function along each of U tangents."""
+        func = self.torch.func
+        return func.vmap(lambda tangent: func.jvp(function, (at,), (tangent,))[1])(tangents)
 
     # Tangents.
 
