@@ -38,8 +38,8 @@ class Canonical:
 class Applied:
     """Made by the aggregator, read by the coordinator: one more generation is canonical.
 
-    `moved` counts weights; `saturated` is the share of the weights of each tensor kind that are -127 or 127; `is_step`
-    if the update was made in slices elsewhere.
+    `moved` counts weights; `saturated` is the share of the weights of each tensor kind that are at the ends of their
+    range; `is_step` if the update was made in slices elsewhere.
     """
 
     canonical: Canonical
@@ -141,15 +141,16 @@ class Aggregator:
         self.shared.publish(commit.generation + 1, parameters_P)
         self._canonical = Canonical(commit.generation + 1, parameters_P, digest)
         seconds = time.perf_counter() - began
-        return Applied(self._canonical, moved, seconds, saturated_ratios(self.layout, parameters_P), commit.is_step)
+        saturated = saturated_ratios(self.layout, parameters_P, self.algorithm.largest)
+        return Applied(self._canonical, moved, seconds, saturated, commit.is_step)
 
 
-def saturated_ratios(layout: Layout, parameters_P: Int8Array) -> dict[TensorKind, float]:
-    """Share of the weights of each kind of tensor that lie at the ends of their range."""
+def saturated_ratios(layout: Layout, parameters_P: Int8Array, largest: int) -> dict[TensorKind, float]:
+    """Share of the weights of each kind of tensor that lie at the ends of their range, -largest .. largest."""
     counts: dict[TensorKind, list[int]] = {}
     for tensor in layout.tensors:
         part = parameters_P[tensor.offset : tensor.offset + tensor.size]
-        at_ends = np.count_nonzero(part == 127) + np.count_nonzero(part <= -127)
+        at_ends = np.count_nonzero(part >= largest) + np.count_nonzero(part <= -largest)
         both = counts.setdefault(tensor.kind, [0, 0])
         both[0] += int(at_ends)
         both[1] += tensor.size

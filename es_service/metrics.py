@@ -76,7 +76,7 @@ class Metrics:
         )
         self.votes = self._counters("votes", "Committed votes by sign, from the journal on.", "sign", SIGNS)
         self.moved = self._gauge("moved_weights_ratio", "Share of weights that the last update moved.")
-        self.saturated = self._gauge("saturated_weights_ratio", "Share of weights at the ends of int8.", "kind")
+        self.saturated = self._gauge("saturated_weights_ratio", "Share of weights at the ends of their range.", "kind")
         self.model_bytes = self._counter(
             "model_bytes", "Bytes that members of committed generations read, from the journal on."
         )

@@ -39,6 +39,9 @@ class AbstractAlgorithm(ABC):
     tile: int = 80
     """Default leases are multiples of this many units: of 5 votes to a byte and of 16 pairs, a tile of the kernels."""
 
+    largest: int = 127
+    """Updates keep every weight in -largest .. largest."""
+
     @abstractmethod
     def address(self, generation: int) -> NoiseAddress:
         """The part of the noise counter that the units of a generation share."""

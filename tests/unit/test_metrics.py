@@ -15,6 +15,8 @@ from harness import chaos, deployed, expected, hasty, local, train
 from prometheus_client import CollectorRegistry
 
 from es_service.aggregator import HeldOut, saturated_ratios
+from es_service.algorithms.eggroll import Eggroll
+from es_service.algorithms.noise_step import NoiseStep
 from es_service.data import Baselines
 from es_service.directory import RunDirectory
 from es_service.errors import ConfigError
@@ -227,7 +229,8 @@ def test_saturated_weights_by_kind(tiny_config):
     parameters_P[vectors[0].offset] = 127
     parameters_P[vectors[0].offset + 1] = -127
     parameters_P[vectors[0].offset + 2] = 126
-    assert saturated_ratios(layout, parameters_P) == {"matrix": 0, "vector": 2 / total}
+    assert saturated_ratios(layout, parameters_P, Eggroll.largest) == {"matrix": 0, "vector": 2 / total}
+    assert saturated_ratios(layout, np.sign(parameters_P), NoiseStep.largest) == {"matrix": 0, "vector": 3 / total}
 
 
 def test_accuracy_of_a_classifier(one_run):
