@@ -238,6 +238,7 @@ def _models(commands: Commands[argparse.ArgumentParser]) -> None:
     _with_run(export)
     export.add_argument("--out", type=Path, required=True, metavar="FILE.safetensors", help="file to write")
     export.add_argument("--generation", type=int, metavar="G", help="generation (default: the last)")
+    export.add_argument("--pack", choices=["trits", "2bit"], help="ternary models: five weights to a byte, or four")
     _with_backend(export)
 
     evaluate = _command(

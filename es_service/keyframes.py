@@ -20,7 +20,7 @@ from safetensors import SafetensorError, safe_open
 
 from es_service.durable import sync_directory, write_atomically
 from es_service.errors import KeyframeError
-from es_service.types import Int8Array, Layout
+from es_service.types import Int8Array, Layout, UInt8Array
 
 __all__ = [
     "FORMAT_VERSION",
@@ -136,16 +136,17 @@ def set_aside(directory: Path) -> None:
             raise KeyframeError(f"{path}: cannot be set aside: {error.strerror}; remove it by hand") from error
 
 
-def save_model(path: Path, layout: Layout, parameters_P: Int8Array, metadata: dict[str, str]) -> None:
-    """Write the parameters as safetensors, durably, whole or not at all."""
-    if parameters_P.dtype != np.int8 or parameters_P.shape != (layout.size,):
+def save_model(path: Path, layout: Layout, parameters_P: Int8Array | UInt8Array, metadata: dict[str, str]) -> None:
+    """Write the parameters as safetensors, durably, whole or not at all; uint8 where they are packed."""
+    if parameters_P.dtype not in (np.int8, np.uint8) or parameters_P.shape != (layout.size,):
         raise KeyframeError(
             f"{path}: parameters are {parameters_P.dtype} {parameters_P.shape}, not int8 ({layout.size},)"
         )
+    dtype = "I8" if parameters_P.dtype == np.int8 else "U8"
     header: dict[str, object] = {"__metadata__": dict(sorted(metadata.items()))}
     for tensor in layout.tensors:
         span = [tensor.offset, tensor.offset + tensor.size]
-        header[tensor.name] = {"dtype": "I8", "shape": list(tensor.shape), "data_offsets": span}
+        header[tensor.name] = {"dtype": dtype, "shape": list(tensor.shape), "data_offsets": span}
     text = json.dumps(header, separators=(",", ":")).encode()
     text += b" " * (-len(text) % 8)
     try:

@@ -53,7 +53,10 @@ def pack(votes_Q: Int8Array) -> bytes:
 
 
 def pack_2bit(votes_Q: Int8Array) -> bytes:
-    """The same digits in two bits each, the first in the lowest bits of a byte, padded with 0: quicker to read."""
+    """The same digits in two bits each, the first in the lowest bits of a byte, padded with 0.
+
+    For exported ternary weights (`es_service.packing`): they are read with shifts alone, and any weight by itself.
+    """
     _check(votes_Q)
     digits = np.zeros((-(-votes_Q.size // 4), 4), np.uint8)
     digits.reshape(-1)[: votes_Q.size] = votes_Q % 3

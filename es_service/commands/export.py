@@ -16,7 +16,7 @@ def run(arguments: Namespace) -> int:
     opened = open_run(directory_of(arguments))
     ops, _ = kernels(arguments.backend)
     model = model_of_run(opened, ops, arguments.generation)
-    save_export(out, model)
+    save_export(out, model, arguments.pack)
     size = out.stat().st_size
     print(f"{out}: generation {model.generation} of {model.name}, digest {model.digest:016x}, {size:,} bytes")
     return 0

@@ -12,7 +12,8 @@ from es_service import journal, keyframes
 from es_service.config import RunConfig
 from es_service.directory import RunDirectory
 from es_service.errors import ConfigError, KeyframeError
-from es_service.problem import layout_of
+from es_service.packing import pack, unpack
+from es_service.problem import algorithm_of, layout_of
 from es_service.replay import Replay
 from es_service.specs import config_at
 from es_service.types import Int8Array, Ops
@@ -119,8 +120,11 @@ def portable_config(config: RunConfig) -> dict[str, Any]:
     return config.spec | {"deployment": deployment}
 
 
-def save_export(path: Path, model: Model) -> None:
-    """Write a model so that `_model_of_file` needs nothing else."""
+def save_export(path: Path, model: Model, packing: str | None = None) -> None:
+    """Write a model so that `_model_of_file` needs nothing else, its tensors packed if they are ternary and so asked.
+
+    Raises `ConfigError` where packing is asked for and they are not.
+    """
     metadata = {
         "config": journal.canonical_json(portable_config(model.config)).decode(),
         "digest": f"{model.digest:016x}",
@@ -128,7 +132,13 @@ def save_export(path: Path, model: Model) -> None:
         "generation": str(model.generation),
         "spec_hash": model.config.spec_hash,
     }
-    keyframes.save_model(path, layout_of(model.config), model.parameters_P, metadata)
+    layout, parameters = layout_of(model.config), model.parameters_P
+    if packing is None:
+        keyframes.save_model(path, layout, parameters, metadata)
+        return
+    if algorithm_of(model.config).largest != 1:
+        raise ConfigError(f"--pack: the weights of {model.name} are not ternary; leave the option out")
+    keyframes.save_model(path, *pack(layout, parameters, packing), metadata | {"packing": packing})
 
 
 def _model_of_file(path: Path, ops: Ops) -> Model:
@@ -141,6 +151,8 @@ def _model_of_file(path: Path, ops: Ops) -> Model:
     except (ValueError, KeyError) as error:
         raise KeyframeError(f"{path}: its metadata cannot be used ({error}); export the model again") from error
     layout = layout_of(config)
+    if "packing" in metadata:
+        tensors = unpack(path, layout, tensors, metadata["packing"])
     parameters_P = keyframes.flatten(path, layout, tensors)
     expected: dict[str, Any] = {"format_version": keyframes.FORMAT_VERSION, "spec_hash": config.spec_hash}
     for key, value in expected.items():

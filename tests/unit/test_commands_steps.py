@@ -216,3 +216,28 @@ def test_a_ternary_run_there_and_back(es, run_copy, tmp_path):
     options = ("--generation", 3, "--tensor", "layers.0.weight", "--rows", "2:11")
     assert es("from-steps", path, "--out", rows, *options).code == 0
     assert np.array_equal(load_file(rows)["layers.0.weight"], model["layers.0.weight"][2:11])
+    for packing, a_byte in (("trits", 5), ("2bit", 4)):
+        check_packed(es, run_copy, tmp_path / f"{packing}.safetensors", packing, a_byte, model)
+
+
+def check_packed(es, run_copy, path, packing, a_byte, model):
+    """An export of the model there_and_back made, packed: its sizes, and the same held-out figure and text."""
+    assert es("export", "first", "--generation", 3, "--out", path, "--pack", packing, at=run_copy).code == 0
+    packed = load_file(path)
+    assert {name: values.shape for name, values in packed.items()} == {
+        name: (-(-values.size // a_byte),) for name, values in model.items()
+    }
+    assert {values.dtype for values in packed.values()} == {np.dtype(np.uint8)}
+    plain = path.with_name("plain.safetensors")
+    assert es("export", "first", "--generation", 3, "--out", plain, at=run_copy).code == 0
+    for command in (("eval", "--json"), ("sample", "--bytes", 20)):
+        outcomes = [es(command[0], file, *command[1:], at=run_copy) for file in (plain, path)]
+        assert [outcome.code for outcome in outcomes] == [0, 0]
+        assert outcomes[0].out.replace(str(plain), "") == outcomes[1].out.replace(str(path), "")
+
+
+def test_only_ternary_models_are_packed(es, tmp_path):
+    outcome = es("export", "done", "--out", tmp_path / "m.safetensors", "--pack", "trits", *REFERENCE)
+    assert outcome.code == 2
+    assert "--pack: the weights of done are not ternary" in outcome.err
+    assert not list(tmp_path.iterdir())
