@@ -3,30 +3,13 @@
 // on emulated AMX tiles. Usage: kernel_test FILE [ISA ...]; the named instruction sets must be there.
 #include <cstdio>
 #include <cstring>
-#include <fstream>
-#include <iterator>
 #include <string>
 
 #include "dispatch.hpp"
 #include "driver.hpp"
+#include "reader.hpp"
 
 namespace {
-
-// Reads arrays in the order in which vectors.py writes them.
-struct Reader {
-    std::vector<char> bytes;
-    size_t at = 0;
-
-    template <class T>
-    std::vector<T> take(size_t count) {
-        std::vector<T> values(count);
-        if (at + count * sizeof(T) > bytes.size()) throw std::runtime_error("the vector file is too short");
-        if (count) std::memcpy(values.data(), bytes.data() + at, count * sizeof(T));
-        at += count * sizeof(T);
-        return values;
-    }
-    bool done() const { return at == bytes.size(); }
-};
 
 enum Size {
     kWidth,
@@ -173,8 +156,7 @@ bool asked(const char* name, int argc, char** argv) {
 
 int main(int argc, char** argv) {
     if (argc < 2) return std::printf("usage: kernel_test FILE [ISA ...]\n"), 2;
-    std::ifstream file(argv[1], std::ios::binary);
-    Reader reader{{std::istreambuf_iterator<char>(file), {}}};
+    Reader reader(argv[1]);
     std::vector<Case> cases;
     while (!reader.done()) cases.emplace_back(reader);
 
