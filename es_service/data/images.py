@@ -110,6 +110,10 @@ class MnistSource:
         except Exception as error:
             raise DataError(
                 f"data.dataset: cannot load split {split!r} of {self.name}: {type(error).__name__}: {error}\n"
-                "Images need Pillow: pip install 'es-service[data]'. Without a network: copy the HF_HOME folder of a "
-                'machine that has it here and set HF_HUB_OFFLINE=1, or use data.kind = "digits"'
+                "Images need Pillow: pip install 'es-service[data]'. On a machine without network, one of:\n"
+                f"- copy the files of {self.config.dataset} here (its parquet files, in a folder) and set data.dataset "
+                "to that folder;\n"
+                "- copy the HF_HOME folder (usually ~/.cache/huggingface) of a machine that has loaded it, and set "
+                "HF_HOME to it and HF_HUB_OFFLINE=1;\n"
+                '- use data.kind = "digits": scikit-learn\'s 8 x 8 digits, which are not MNIST.'
             ) from error

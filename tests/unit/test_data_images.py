@@ -9,7 +9,9 @@ from types import SimpleNamespace
 
 import numpy as np
 import pytest
+from harness import train
 
+from es_service.config import load
 from es_service.data.config import DigitsDataConfig, MnistDataConfig
 from es_service.data.documents import is_held_out
 from es_service.data.examples import ImageExamples
@@ -58,6 +60,40 @@ def test_mnist_holds_its_test_images_out(tmp_path, monkeypatch):
         assert np.array_equal(found.records[:, :-1].reshape(-1, 28, 28), [row["image"] for row in rows])
 
 
+@pytest.fixture
+def mnist_folder(tmp_path):
+    """A folder as the hub has MNIST: parquet files of PNG images with their labels, here 300 and 60 of noise."""
+    datasets = pytest.importorskip("datasets")
+    features = datasets.Features({"image": datasets.Image(), "label": datasets.ClassLabel(num_classes=10)})
+    folder, splits = tmp_path / "mnist", {"train": images(300), "test": images(60)}
+    for name, rows in splits.items():
+        split = datasets.Dataset.from_list(rows, features=features)
+        split.to_parquet(folder / "mnist" / f"{name}-00000-of-00001.parquet")
+    return folder, splits
+
+
+def test_a_local_folder_of_mnist_trains(mnist_folder, tmp_path, monkeypatch):
+    """With the real `datasets`: what someone without a network has, who copied the files."""
+    pytest.importorskip("torch")
+    monkeypatch.setenv("HF_HOME", str(tmp_path / "hub"))
+    monkeypatch.setenv("HF_DATASETS_CACHE", str(tmp_path / "hub" / "datasets"))
+    folder, splits = mnist_folder
+    changes = [
+        f"data.dataset='{folder}'", "population=15", "feeding.size=40", "model.width=32", "deployment.generations=3",
+        f"deployment.runs_dir='{tmp_path / 'runs'}'", "deployment.detach=true",
+    ]  # fmt: skip
+    run = train(load("noise-step-mnist", changes))
+    assert len(run.contents.commits) == 3
+    rows = [row for row in run.directory.metrics() if row["kind"] == "evaluation"]
+    assert [row["generation"] for row in rows] == [0, 3]
+    corpus = load_corpus(run.config.data, tmp_path / "again")
+    assert corpus.content_hash == run.config.data.content_hash
+    for split, given in ((corpus.train, splits["train"]), (corpus.held_out, splits["test"])):
+        found = ImageExamples.of(split, 784, 10)
+        assert np.array_equal(found.records[:, :-1].reshape(-1, 28, 28), [row["image"] for row in given])
+        assert found.records[:, -1].tolist() == [row["label"] for row in given]
+
+
 def test_other_images_than_mnist_are_refused(tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "datasets", SimpleNamespace(load_dataset=lambda *_, **__: images(3, 27)))
     with pytest.raises(DataError, match="not of 28 x 28"):
@@ -96,7 +132,7 @@ def test_without_a_network_the_digits_are_offered(tmp_path, monkeypatch):
         raise ConnectionError("no route")
 
     monkeypatch.setitem(sys.modules, "datasets", SimpleNamespace(load_dataset=offline))
-    with pytest.raises(DataError, match=r"ConnectionError: no route(.|\n)*\"digits\""):
+    with pytest.raises(DataError, match=r"ConnectionError: no route(.|\n)*data.dataset(.|\n)*\"digits\""):
         load_corpus(MnistDataConfig(), tmp_path)
 
 
