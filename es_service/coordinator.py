@@ -33,6 +33,7 @@ from es_service.messages import (
     encode,
     encode_commit,
     encode_order,
+    encode_restore,
 )
 from es_service.plan import Plan
 from es_service.pools import HEAD, Gone, Leaving, Pool, PoolEvent, Ready, Reply, Unplaced
@@ -51,7 +52,7 @@ _KEPT_PLANS = 8
 
 @dataclass(frozen=True, slots=True)
 class _Sendable:
-    """A commit of `size` bytes, as the pool wants it."""
+    """The commit that leaves `generation`, or its parameters: `size` bytes, as the pool wants them."""
 
     generation: int
     size: int
@@ -92,6 +93,7 @@ class Coordinator:
         self.updater = Updater(config, pool, self._send_parts)
         self.telemetry = telemetry
         self._recent: deque[_Sendable] = deque(maxlen=_KEPT_COMMITS + policy.max_lag)
+        self._parameters = _Sendable(0, 0, None)  # none stand for those of the seed
         self._replicas: dict[str, int] = {}
         self._sharing: set[str] = set()
         self._empty = Counter[str]()
@@ -218,14 +220,14 @@ class Coordinator:
                 if shares:
                     self._sharing.add(worker)
                 self._handle(events.Joined(worker, shares))
-                self.telemetry.fleet(len(self.machine.workers))
+                self.telemetry.fleet(self.machine.roster.size)
             case Gone(worker, reason):
                 self.telemetry.worker_gone(worker, reason)
                 self._replicas.pop(worker, None)
                 self._empty.pop(worker, None)
                 self.updater.left(worker)
                 self._handle(events.Left(worker))
-                self.telemetry.fleet(len(self.machine.workers))
+                self.telemetry.fleet(self.machine.roster.size)
             case Leaving(worker, reason):
                 self._handle(events.Draining(worker, reason))
             case Unplaced(workers, need):
@@ -330,12 +332,20 @@ class Coordinator:
         return tuple(commit for commit in self._recent if self._replicas[worker] <= commit.generation < generation)
 
     def _restore(self, worker: str) -> None:
+        """The canonical parameters: made ready once a generation, for all workers that join in it."""
         canonical = self.aggregator.canonical
         what = (self.run_id, canonical.generation, canonical.digest)
         if worker in self._sharing:
-            self._send(worker, Share(*what, str(self.aggregator.shared.path)))
+            data = encode(Share(*what, str(self.aggregator.shared.path)))
+            self._send_parts(worker, data, [], len(data))
         else:
-            self._send(worker, Restore(*what, canonical.parameters_P.tobytes() if canonical.generation else b""))
+            if self._parameters.generation != canonical.generation:
+                data = canonical.parameters_P.tobytes()
+                self._parameters = _Sendable(canonical.generation, len(data), self.pool.broadcast(data))
+            size = self._parameters.size
+            data = encode_restore(*what, size)
+            self._send_parts(worker, data, [self._parameters.data] if size else [], len(data) + size)
+        self._empty[worker] += 1
         self._replicas[worker] = canonical.generation
 
     def _judge(self, lease: Lease) -> None:
@@ -345,12 +355,6 @@ class Coordinator:
         self._empty[HEAD] += 1
         self.pool.send(HEAD, encode(Restore(*what, canonical.parameters_P.tobytes())))
         self.pool.send(HEAD, encode(Order(self.run_id, lease, self._threshold, ())))
-
-    def _send(self, worker: str, message: Restore | Share) -> None:
-        data = encode(message)
-        self.telemetry.sent(len(data))
-        self._empty[worker] += 1
-        self.pool.send(worker, data)
 
     def _send_parts(self, worker: str, data: bytes, parts: Sequence[Any], size: int) -> None:
         self.telemetry.sent(size)

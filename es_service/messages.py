@@ -28,6 +28,7 @@ __all__ = [
     "encode",
     "encode_commit",
     "encode_order",
+    "encode_restore",
     "encode_slice_order",
 ]  # fmt: skip
 
@@ -176,13 +177,18 @@ def encode_slice_order(run: int, generation: int, index: int, threshold: int, si
     return b"\6" + SliceOrder.HEAD.pack(run, generation, index, threshold, size)
 
 
+def encode_restore(run: int, generation: int, digest: int, size: int) -> bytes:
+    """The beginning of a `Restore`, up to its parameters of `size` bytes."""
+    return b"\2" + Restore.HEAD.pack(run, generation, digest) + _BLOB.pack(size)
+
+
 def encode(message: Message) -> bytes:
     """The bytes of a message."""
     match message:
         case Order(run, lease, threshold, commits):
             return b"".join([encode_order(run, lease, threshold, len(commits)), *map(encode_commit, commits)])
         case Restore(run, generation, digest, parameters):
-            return b"\2" + Restore.HEAD.pack(run, generation, digest) + _BLOB.pack(len(parameters)) + parameters
+            return encode_restore(run, generation, digest, len(parameters)) + parameters
         case Share(run, generation, digest, path):
             data = path.encode()
             return b"\5" + Share.HEAD.pack(run, generation, digest) + _BLOB.pack(len(data)) + data

@@ -157,6 +157,34 @@ def test_a_joiner_in_the_middle_gets_parameters_and_few_commits(tiny_config):
     assert len(first.commits) == first.lease.generation - restore.generation <= 1
 
 
+def test_parameters_are_made_ready_once_for_all_that_join_in_a_generation(tiny_config):
+    made, coming = [], {2: ["a", "b", "c"], 4: ["d"]}
+
+    def join_late(coordinator):
+        pool, poll = coordinator.pool, coordinator.pool.poll
+        pool.broadcast = lambda data: made.append(data) or data
+
+        def joining(timeout):
+            events = poll(timeout)
+            for name in coming.pop(coordinator.aggregator.canonical.generation, ()):
+                text = pool._evaluators["w0"].task.segments.train
+                pool._evaluators[name] = Evaluator(coordinator.config, text, ReferenceOps())
+                pool._queues[name] = type(pool._queues["w0"])()
+                events.append(Ready(name, "test"))
+            return events
+
+        pool.poll = joining
+
+    make, pools = watched()
+    run = train(deployed(tiny_config(), max_lag=0), make, prepare=join_late)
+    assert run.journal == expected(tiny_config())
+    restored = [message for _, message, _ in pools[0].sent if isinstance(message, Restore) and message.parameters]
+    assert len(restored) == 4
+    assert [data for data in made if len(data) == layout_of(run.config).size] == [
+        restored[0].parameters, restored[3].parameters
+    ]  # fmt: skip
+
+
 def spoiled(spoil):
     """A pool whose first result is spoiled."""
 
