@@ -24,8 +24,8 @@ class Board:
         self.generation = generation
         self.slots = [Slot(index, is_audited(index)) for index in range(len(plan))]
         self.unsettled = len(self.slots)
-        self.doubtful: set[int] = set()
-        """Leases that have a result and need another."""
+        self._doubtful: set[int] = set()  # leases that have a result and need another
+        self._changed: set[int] = set()  # those of them of which something changed since `doubts` were told
         self._plan = plan
         self._agree = agree
         self._now = inf  # of the last assignment
@@ -51,6 +51,8 @@ class Board:
     def give(self, slot: Slot, name: str, now: float) -> Lease:
         """The worker has the lease from now on; HEAD is never overdue."""
         slot.holders.add(name)
+        if slot.index in self._doubtful:
+            self._changed.add(slot.index)
         if name != HEAD:
             self._now = now
             self._newest.pop(slot.index, None)
@@ -84,11 +86,16 @@ class Board:
         verdict = slot.judge(self._agree)
         self.unsettled += settled - bool(verdict.believed)
         if slot.results and not verdict.believed:
-            self.doubtful.add(slot.index)
+            self._doubtful.add(slot.index)
         else:
-            self.doubtful.discard(slot.index)
+            self._doubtful.discard(slot.index)
         self._refresh(slot)
         return verdict.wrong
+
+    def doubts(self, changed: bool) -> list[Slot]:
+        """Leases that have a result and need another; all, or those that `changed` since this was asked last."""
+        told, self._changed = self._doubtful & self._changed if changed else self._doubtful, set()
+        return [self.slots[index] for index in sorted(told)]
 
     @property
     def believed(self) -> set[str]:
@@ -136,6 +143,8 @@ class Board:
             slot.queued += 1
 
     def _refresh(self, slot: Slot) -> None:
+        if slot.index in self._doubtful:
+            self._changed.add(slot.index)
         if slot.verdict.believed or not (slot.holders or slot.results):
             self._newest.pop(slot.index, None)
         elif slot.index not in self._newest:  # it was settled by a result that was taken away

@@ -109,11 +109,6 @@ class Machine:
         return self.roster.in_flight
 
     @property
-    def workers(self) -> tuple[str, ...]:
-        """Names of the workers that are there."""
-        return tuple(self.roster.workers)
-
-    @property
     def _current(self) -> bool:
         """Whether the canonical parameters are those of the open generation."""
         return self.aggregated == self.generation
@@ -123,6 +118,7 @@ class Machine:
         self._plan = self.plan_of(generation)
         self._board = Board(generation, self._plan, lambda i: is_audited(key, share, generation, i), self.agree)
         self._against: dict[str, int] = {}
+        self._among: tuple[int, bool] | None = None  # who could have doubtful leases, when they were last looked at
 
     def _tick(self, now: float) -> None:
         """Leases given out before the first tick count from it."""
@@ -191,10 +187,13 @@ class Machine:
         return self.roster.active - sum(map(self.roster.is_active, slot.holders | slot.results.keys()))
 
     def _appeal(self) -> list[Command]:
-        """Leases that have a result and want another, for which no worker is left, or which all fail to do."""
+        """Leases that have a result and want another, for which no worker is left, or which all fail to do.
+
+        Nothing is to be said of a lease that was looked at before, unless it changed, or who else could have it.
+        """
         commands: list[Command] = []
-        for index in sorted(self._board.doubtful):
-            slot = self._board.slots[index]
+        before, self._among = self._among, (self.roster.active, self._current)
+        for slot in self._board.doubts(changed=before == self._among):
             alone = slot.missing > 0 and not self._others(slot)
             if slot.verdict.appeal or alone or slot.attempts > self.policy.most_attempts:
                 commands += self._ask_head(slot)
@@ -273,7 +272,7 @@ class Machine:
         """Pause where workers in quarantine are all that has been left for as long as a lease may take."""
         if self._phase is not _Phase.OPEN or self.now - self._attended <= self.policy.lease_timeout:
             return []
-        return [self._deserted(f"only workers in quarantine are left ({', '.join(self.workers)})")]
+        return [self._deserted(f"only workers in quarantine are left ({', '.join(self.roster.workers)})")]
 
     def _reject(self, wrong: list[tuple[str, Slot, LeaseResult]], counts: bool = True) -> list[Command]:
         """Results cast on other parameters than the canonical ones: evaluate again, rebuild those replicas.

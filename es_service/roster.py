@@ -51,6 +51,11 @@ class Roster:
         self._wrong: set[str] = set()
 
     @property
+    def size(self) -> int:
+        """Workers that are here, in whatever state."""
+        return len(self.workers)
+
+    @property
     def active(self) -> int:
         """Workers that may be given leases."""
         return self._states[State.ACTIVE]

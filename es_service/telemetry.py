@@ -57,6 +57,10 @@ class Status:
     """What keeps the run's files from being stored at present."""
 
 
+_MOST_GIVEN = 8
+"""Leases of one worker beyond which the old ones are looked through: a worker holds fewer."""
+
+
 class Telemetry:
     """Told by the coordinator, in its thread. Raises `RunError` where a line cannot be written."""
 
@@ -74,7 +78,8 @@ class Telemetry:
         self._opened = clock()
         self._woke = self._looked = -inf
         self._down = self._up = self._model_bytes = self._wanted = 0
-        self._given: dict[tuple[str, Lease], float] = {}
+        self._given: dict[str, dict[Lease, float]] = {}
+        """When each worker was given the leases that it has not answered."""
         self._wrong: dict[str, float] = {}
         """When each worker that went into quarantine did so."""
         self._describe()
@@ -129,9 +134,7 @@ class Telemetry:
         self.directory.log_event("worker_gone", worker=worker, reason=reason)
         self._table.gone(worker)
         self.metrics.worker_events.labels("gone").inc()
-        for key in [key for key in self._given if key[0] == worker]:
-            del self._given[key]
-            self.metrics.lease_events.labels("expired").inc()
+        self.metrics.lease_events.labels("expired").inc(len(self._given.pop(worker, ())))
 
     def restarted(self) -> None:
         """The head is there in place of one that died."""
@@ -198,12 +201,12 @@ class Telemetry:
 
     def assigned(self, worker: str, lease: Lease) -> None:
         """A lease was given out."""
-        self._given[worker, lease] = self.clock()
+        self._given.setdefault(worker, {})[lease] = self.clock()
         self.metrics.lease_events.labels("issued").inc()
 
     def answered(self, worker: str, answer: LeaseResult | Behind) -> None:
         """A well-formed answer to a lease came, whether it will count or not."""
-        since = self._given.pop((worker, answer.lease), None)
+        since = self._given.get(worker, {}).pop(answer.lease, None)
         if isinstance(answer, LeaseResult):
             self._table.returned(worker, answer)
             self._model_bytes += answer.model_bytes
@@ -287,8 +290,9 @@ class Telemetry:
 
     def _forget(self, generation: int) -> None:
         """Leases of long ago that nobody will answer: their worker's answer was malformed."""
-        if len(self._given) > 4 * self.status.workers + 64:
-            self._given = {key: since for key, since in self._given.items() if key[1].generation >= generation - 1}
+        for worker, given in self._given.items():
+            if len(given) > _MOST_GIVEN:
+                self._given[worker] = {lease: at for lease, at in given.items() if lease.generation >= generation - 1}
 
     def applied(self, applied: Applied) -> None:
         """One more generation is canonical."""

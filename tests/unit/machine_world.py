@@ -360,7 +360,7 @@ class World:
         if self.finish or self.paused:
             return
         assert self.machine.generation == self.generation
-        assert set(self.machine.workers) == set(self.workers)
+        assert set(self.machine.roster.workers) == set(self.workers)
         assert self.machine.in_flight == sum(map(len, self.held.values()))
         held = Counter(i for keys in self.held.values() for g, i in keys if g == self.generation)
         for index, slot in enumerate(self.machine._board.slots):

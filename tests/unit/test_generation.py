@@ -192,7 +192,7 @@ def test_an_answer_to_no_lease_costs_a_worker_all_it_holds(bad):
 def test_a_malformed_answer_of_a_worker_that_left_does_not_bring_it_back():
     m = machine()
     assert feed(m, Joined("a"), Left("a"), Fell("a", None, "noise")) == [Notice("malformed", "a", 0, "noise")]
-    assert m.workers == ()
+    assert m.roster.workers == {}
 
 
 # Stragglers.
