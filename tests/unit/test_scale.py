@@ -17,6 +17,11 @@ SMALL = (4, 1 << 18, 100)
 """Workers, population, bytes: 16 leases of one wave each."""
 
 
+@pytest.fixture(autouse=True)
+def short(monkeypatch):
+    monkeypatch.setattr(scale, "MOST_GENERATIONS", 2)
+
+
 def quiet(costs):
     """Without audits, which keep a worker waiting now and then."""
     return scale.run(*SMALL, costs, audit_share=0.0)
@@ -61,12 +66,47 @@ def test_the_shortest_generation_that_reaches_the_goal():
     assert outcome.seconds == pytest.approx(1.0, rel=0.05)
 
 
+def test_the_fewest_workers_are_found_to_a_tenth():
+    for size in (1, 2, 3, 7, 64, 100, 999, 4097, 10_000):
+        found = scale.fewest(lambda workers, size=size: workers >= size)
+        assert size <= found <= 1.1 * size
+    assert scale.fewest(lambda workers: False) is None
+
+
+def test_the_size_at_which_something_bites(monkeypatch):
+    monkeypatch.setattr(scale, "FREE", {name: scale.FREE[name] for name in ("Ray calls", "fsync")})
+    costs, sizes = replace(FREE, ray_call=5e-3), (1 << 18, 1000)
+    evaluating, calls, fsync = scale.bite_sizes(*sizes, costs, most=32).values()
+    assert 1 < calls < 32
+    assert scale.without("Ray calls", scale.run(calls, *sizes, costs), costs) > 0.1
+    assert scale.without("Ray calls", scale.run(calls // 2, *sizes, costs), costs) < 0.1
+    assert scale.run(evaluating, *sizes, costs).efficiency < 0.9
+    assert fsync is None
+
+
+def test_seeds_draw_other_lease_times():
+    costs = replace(FREE, jitter=0.01)
+    one, same, other = (scale.run(*SMALL, costs, seed, audit_share=0.0).seconds for seed in (1, 1, 2))
+    assert one == same != other
+
+
 def test_the_command(monkeypatch, capsys, tmp_path):
     monkeypatch.setattr(scale, "sizes", lambda quick: [(2, 1 << 18)])
-    scale.main(["--quick", "--disk", str(tmp_path)])
+    scale.main(["--quick", "--disk", str(tmp_path), "--seeds", "2"])
     lines = capsys.readouterr().out.splitlines()
     assert lines[0].startswith("machine: ")
     assert lines[-1].startswith("| 2 | 262,144 | 1,000 | 16 |")
+
+
+def test_the_command_tells_where_parts_bite(monkeypatch, capsys, tmp_path):
+    monkeypatch.setattr(scale, "FREE", {"fsync": scale.FREE["fsync"]})
+    monkeypatch.setattr(scale, "GOAL_WORKERS", 2)
+    monkeypatch.setattr(scale, "populations", lambda quick: [1 << 18])
+    scale.main(["--quick", "--bites", "--text", "100", "--disk", str(tmp_path)])
+    head, _, goal, fsync = capsys.readouterr().out.splitlines()[-4:]
+    assert head == "| workers from which on | N = 262,144 |"
+    assert goal.startswith("| less than 90% evaluating | ")
+    assert fsync.endswith(" | - |")
 
 
 def test_slices_shorten_long_updates_and_steps_are_as_long_as_the_model():
