@@ -98,8 +98,7 @@ class Coordinator:
         self._sharing: set[str] = set()
         self._empty = Counter[str]()
         """Empty replies that are still to come from each worker: those to parameters."""
-        self._stop = threading.Event()
-        self._stop_reason = ""
+        self._stop, self._stop_reason = threading.Event(), ""
         self._scales: deque[int] = deque()
         self._began = self._last_beat = clock()
         self._finish: Finish | None = None
