@@ -6,6 +6,7 @@ W bytes in a row, L layers, D width, F factor entries a unit, V vector entries a
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any, Literal, Protocol
@@ -40,7 +41,7 @@ class TensorSpec:
     @property
     def size(self) -> int:
         """Number of elements."""
-        return int(np.prod(self.shape))
+        return math.prod(self.shape)
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,7 +60,7 @@ class Part:
     @property
     def size(self) -> int:
         """Number of elements, which lie together in the flat parameter array."""
-        return int(np.prod(self.shape))
+        return math.prod(self.shape)
 
     @property
     def start(self) -> int:
