@@ -123,7 +123,7 @@ def build(source: str, sanitize: str = "") -> Path:
     if not compiler:
         raise BackendError("cuda-emulated compiles the kernels for the host: no C++ compiler here (install g++)")
     text = f'#include "shim.hpp"\n{source}\n{_wrappers(parse(source))}'
-    flags = (*_FLAGS, *((f"-fsanitize={sanitize}", "-fno-omit-frame-pointer") if sanitize else ()))
+    flags = (*_FLAGS, *((f"-fsanitize={sanitize}", "-fno-omit-frame-pointer", "-O1") if sanitize else ()))
     parts = [text, *flags, compiler, *(path.read_text("utf-8") for path in sorted(_SHIM.iterdir()))]
     name = hashlib.sha256("\0".join(parts).encode()).hexdigest()[:24]
     library = _cache_directory() / f"cuda-emulated-{name}.so"
