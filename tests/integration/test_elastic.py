@@ -9,6 +9,7 @@ import pytest
 from rays import commits, finish, run, wait_for, worker_pids
 
 from es_service import cli
+from es_service import launch as launch_module
 from es_service.directory import RunDirectory
 from es_service.launch import launch
 
@@ -77,7 +78,17 @@ def test_scale_through_the_head_and_by_a_run_that_is_not_there(make_config, ray_
     assert cli.main(["scale", *flags]) == 3, "it is not under way"
 
 
-def test_a_worker_that_the_cluster_cannot_place_is_reported(make_config, ray_address):
+def test_a_worker_that_the_cluster_cannot_place_is_reported(make_config, ray_address, monkeypatch):
+    """After a second; without what is replaced here, after 20."""
+    make_ray_pool = launch_module.make_ray_pool
+
+    def impatient(config, corpus):
+        from workers import pool
+
+        pool._PATIENCE_SECONDS = 1.0
+        return make_ray_pool(config, corpus)
+
+    monkeypatch.setattr(launch_module, "make_ray_pool", impatient)
     config = make_config(workers=2, worker={"threads": 1, "num_cpus": 1000}, generations=1)
     directory = RunDirectory(config.deployment.runs_dir, "unplaced")
     with launch(config, directory, resume=False, address=ray_address) as (handle, _):
