@@ -24,7 +24,7 @@ pytestmark = pytest.mark.ray
 
 
 def test_the_journal_is_the_same_for_any_number_of_workers(make_config, ray_address, undisturbed):
-    for workers in (1, 2, 3):
+    for workers in (1, 3):  # two in the tests of those that are killed
         assert run(make_config(workers=workers), f"workers-{workers}", ray_address) == undisturbed
 
 
