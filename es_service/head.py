@@ -136,7 +136,7 @@ class HeadActor:
         return self._train()
 
     def _asked_workers(self) -> int | None:
-        """What `scale` asked for since the run was begun or resumed by a driver; None if nothing."""
+        """What `scale` asked for since the run was begun or resumed by a driver, heard or not; None if nothing."""
         workers, restarted = None, False
         for event in self._directory.events():
             match event["kind"]:
@@ -146,7 +146,8 @@ class HeadActor:
                     restarted = True
                 case "resumed":
                     workers, restarted = workers if restarted else None, False
-        return workers
+        unheard = self._directory.take_scale()
+        return workers if unheard is None else unheard
 
     def _train(self) -> Finish:
         coordinator = self._coordinator

@@ -31,8 +31,6 @@ class Worker:
     faults: int = 0
     divergences: int = 0
     """Results in a row that were cast on wrong parameters."""
-    touched: list[list[int]] = field(default_factory=list)
-    """[first, last] of each run of committed generations that hold its votes."""
 
 
 class Roster:
@@ -49,6 +47,8 @@ class Roster:
         self._shelf_of: dict[str, tuple[int, bool, bool]] = {}
         self._states: Counter[State] = Counter()
         self._wrong: set[str] = set()
+        self._touched: dict[str, list[list[int]]] = {}
+        """[first, last] of each run of committed generations that hold votes of a worker, be it here or gone."""
 
     @property
     def size(self) -> int:
@@ -170,17 +170,17 @@ class Roster:
 
     def touched(self, name: str) -> str:
         """The committed generations that hold votes of a worker, such as "0-4, 7"."""
-        worker = self.workers.get(name)
-        runs = worker.touched if worker else []
+        runs = self._touched.get(name, [])
         return ", ".join(f"{first}-{last}" if first < last else f"{first}" for first, last in runs)
 
     def touch(self, names: Iterable[str], generation: int) -> None:
         """Votes of these workers are in the record of `generation`."""
-        for worker in [self.workers[name] for name in names if name in self.workers]:
-            if worker.touched and worker.touched[-1][1] >= generation - 1:
-                worker.touched[-1][1] = generation
+        for name in names:
+            runs = self._touched.setdefault(name, [])
+            if runs and runs[-1][1] >= generation - 1:
+                runs[-1][1] = generation
             else:
-                worker.touched.append([generation, generation])
+                runs.append([generation, generation])
 
     def start_clock(self, now: float) -> None:
         """Leases that were given out before the first tick count from it."""

@@ -164,6 +164,18 @@ def test_the_notice_names_the_committed_generations_that_a_liar_touched():
     assert "committed generations with its votes: 0-1" in notice.detail
 
 
+def test_the_notice_names_them_for_a_worker_that_is_gone_too():
+    m = machine(leases=2, share=0.0)
+    feed(m, Joined("liar"), Joined("a"), Returned("a", result(1)), Left("liar"), Returned("liar", result(0, b"lie")))
+    feed(m, Committed(0), Aggregated(1, RIGHT), Joined("b"))
+    feed(m, Returned("liar", result(0, b"lie", 1)), Returned("a", result(0, generation=1)))
+    (notice,) = [
+        c for c in feed(m, Returned("b", result(0, generation=1))) if isinstance(c, Notice) and c.kind == QUARANTINED
+    ]
+    assert notice.worker == "liar"
+    assert notice.detail.endswith("committed generations with its votes: 0")
+
+
 def test_a_worker_that_is_wrong_about_a_slice_while_the_generation_closes_is_out_and_the_votes_stay():
     m = machine(leases=2, share=0.0)
     feed(m, Joined("liar"), Joined("a"), Returned("liar", result(0)))
