@@ -36,6 +36,9 @@ _ABANDONED_SECONDS = 5.0
 """A head that has missed its driver for so long, ten beats, may be replaced by a `resume`."""
 _LOOK_SECONDS = 1.0
 _HEAD_DIED = "the head died and is started again"
+_HEAD_SILENT = "the head does not answer: its node or the network may be gone"
+_ANSWER_SECONDS = 10.0
+"""A head that takes longer for a heartbeat cannot be reached."""
 
 
 def node_cores() -> int:
@@ -150,14 +153,17 @@ class ActorHandle:
         self._status: Status = _get(head.heartbeat.remote())  # both calls have arrived, whatever becomes of us
 
     def heartbeat(self) -> Status:
-        """See `Handle`. While the head is started again: what it said last, and that it died."""
-        from ray.exceptions import RayActorError
+        """See `Handle`. While the head is started again or cannot be reached: what it said last, and that."""
+        from ray.exceptions import GetTimeoutError, RayActorError
 
+        status, alarm = None, _HEAD_DIED
         try:
-            status = _answer(self._head.heartbeat.remote())
+            status = _answer(self._head.heartbeat.remote(), _ANSWER_SECONDS)
+        except GetTimeoutError:
+            alarm = _HEAD_SILENT
         except RayActorError:  # for good, if `wait` says so
-            status = None
-        self._status = status or replace(self._status, alarm=_HEAD_DIED)
+            pass
+        self._status = status or replace(self._status, alarm=alarm)
         return self._status
 
     def stop(self, reason: str) -> None:
@@ -299,13 +305,13 @@ def _connect(address: str | None) -> None:
         raise BackendError(f"cannot {where}: {error}; or train without Ray: --set deployment.pool=local") from error
 
 
-def _answer(ref: Any) -> Any:
+def _answer(ref: Any, timeout: float | None = None) -> Any:
     """`ray.get` that raises the error as it was raised in the actor."""
     import ray
     from ray.exceptions import RayTaskError
 
     try:
-        return ray.get(ref)
+        return ray.get(ref, timeout=timeout)
     except RayTaskError as error:
         raise error.cause from None
 

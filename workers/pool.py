@@ -20,6 +20,7 @@ from es_service.errors import BackendError, ServiceError
 from es_service.pools import HEAD, Gone, Leaving, PoolEvent, Ready, Reply, Unplaced
 from workers.actor import WorkerActor
 from workers.evaluator import Evaluator
+from workers.lookout import Lookout
 from workers.referee import Referee
 
 __all__ = ["RayPool"]
@@ -71,6 +72,7 @@ class RayPool:
             enable_task_events=False,
         )
         self._referee = Referee(make_referee)
+        self._drained = Lookout(_draining_nodes, _LOOK_SECONDS)
         self._actors: dict[str, Any] = {}
         self._calls: dict[Any, _Call] = {}
         self._node = ray.get_runtime_context().get_node_id()
@@ -141,6 +143,7 @@ class RayPool:
 
     def close(self) -> None:
         """End all actors."""
+        self._drained.close()
         self._ask_for_nodes(0)
         self._referee.close()
         for worker in list(self._actors):
@@ -195,8 +198,8 @@ class RayPool:
         if now - self._looked < _LOOK_SECONDS:
             return []
         self._looked = now
-        drained = _draining_nodes()
-        lost = [worker for worker, node in self._nodes.items() if node in drained and worker not in self._leaving]
+        nodes = self._drained.seen
+        lost = [worker for worker, node in self._nodes.items() if node in nodes and worker not in self._leaving]
         events: list[PoolEvent] = [self._let_go(worker, "its node is drained") for worker in lost]
         waiting = sum(call.starting and now - call.since > _PATIENCE_SECONDS for call in self._calls.values())
         if waiting != self._unplaced:
@@ -259,6 +262,6 @@ class RayPool:
 
 
 def _draining_nodes() -> set[str]:
-    """Ids of the nodes that will be taken away; what Ray Train uses, though it is private."""
+    """Ids of the nodes that will be taken away; what Ray Train uses, though it is private. Waits for the GCS."""
     draining: dict[str, int] = state.get_draining_nodes()
     return set(draining)

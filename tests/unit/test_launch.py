@@ -1,11 +1,15 @@
-"""Where workers go: counts and threads from the resources of the nodes."""
+"""Where workers go: counts and threads from the resources of the nodes; and a head that cannot be reached."""
 
 import os
+from dataclasses import replace
+from types import SimpleNamespace
 
 import pytest
+from ray.exceptions import ActorUnavailableError, GetTimeoutError
 
 from es_service.errors import BackendError
-from es_service.launch import _placed, _ray
+from es_service.launch import _ANSWER_SECONDS, _HEAD_DIED, _HEAD_SILENT, ActorHandle, _placed, _ray
+from es_service.telemetry import Status
 
 LAPTOP = [{"CPU": 8.0}]
 TWO_NODES = [{"CPU": 16.0}, {"CPU": 8.0}, {"CPU": 0.0}]
@@ -61,3 +65,24 @@ def test_a_ray_that_does_not_start_is_an_error_with_a_remedy(monkeypatch, error,
     monkeypatch.setattr("os.environ", dict(os.environ))
     with pytest.raises(BackendError, match=f"cannot {where}: {error}.*deployment.pool=local"), _ray(address):
         pass
+
+
+def test_a_head_that_cannot_be_reached_is_said_to_be(monkeypatch):
+    """The driver shows what it knew and goes on asking; Ray itself would wait for ever."""
+    known, outcomes = Status("running", 3, 9, 2), []
+
+    def get(ref, timeout=None):
+        outcome = outcomes.pop(0)
+        if isinstance(outcome, Exception):
+            assert timeout == _ANSWER_SECONDS
+            raise outcome
+        return outcome
+
+    monkeypatch.setattr("ray.get", get)
+    head = SimpleNamespace(run=SimpleNamespace(remote=object), heartbeat=SimpleNamespace(remote=object))
+    outcomes[:] = [known, GetTimeoutError(), ActorUnavailableError("", b"0" * 16), None, replace(known, generation=4)]
+    handle = ActorHandle(head, detach=False)
+    assert handle.heartbeat() == replace(known, alarm=_HEAD_SILENT)
+    assert handle.heartbeat() == replace(known, alarm=_HEAD_DIED)
+    assert handle.heartbeat() == replace(known, alarm=_HEAD_DIED), "it reads the journal"
+    assert handle.heartbeat() == replace(known, generation=4)
