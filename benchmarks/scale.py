@@ -41,10 +41,10 @@ BITE = 0.1
 MOST_WORKERS = 10_000
 FREE: dict[str, dict[str, float]] = {
     "head's Python": {"head_cpu": 0.0},
-    "Ray calls": {"ray_call": 0.0, "wait_ref": 0.0},
+    "Ray calls": {"ray_call": 0.0, "wait_ref": 0.0, "relayed": 0.0},
     "head's link": {"link": inf},
     "fsync": {"fsync": 0.0},
-    "latency": {"latency": 0.0, "fetch": 0.0},
+    "latency": {"latency": 0.0, "fetch": 0.0, "relay": 0.0, "window": 0.0},
     "updates": {"update": 0.0, "step": 0.0},
     "uneven leases": {"jitter": 0.0},
     "work beside the forward pass": {"host": 0.0},
@@ -149,8 +149,7 @@ def measured(arguments: argparse.Namespace) -> Costs:
     """The costs, with those parts measured here that can be."""
     costs = Costs()
     if arguments.ray:
-        call, wait = ray_seconds()
-        costs = replace(costs, ray_call=call, wait_ref=wait)
+        costs = replace(costs, **ray_seconds())
     with tempfile.TemporaryDirectory(prefix="scale", dir=arguments.disk) as directory:
         costs = replace(costs, step=step_seconds(config_of(1, 1 << 20, 100, 2)))
         costs = replace(costs, fsync=fsync_seconds(config_of(1, 1 << 20, 100, 2), Path(directory)))

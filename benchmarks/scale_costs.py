@@ -8,6 +8,7 @@ from __future__ import annotations
 import gc
 import statistics
 import time
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -45,6 +46,12 @@ class Costs:
     with --ray."""
     wait_ref: float = 0.0
     """CPU seconds of one look at one outstanding call; 0 where answers come by callback."""
+    relayed: float = 30e-6
+    """The same for each message and its answer in a call to the relay of a node; measured with --ray."""
+    relay: float = 400e-6
+    """Assumption: seconds that a relay needs for each message to a worker, and for each answer."""
+    window: float = 5e-3
+    """How long a relay waits for more answers, as `workers.relay` does."""
     fsync: float = 1e-3
     """Seconds of one fsync of the journal; measured."""
     latency: float = 250e-6
@@ -106,19 +113,22 @@ def step_seconds(config: RunConfig, turns: int = 3) -> float:
 
 
 class _Echo:
-    """Answers as a worker does: with about as many bytes as a lease's votes."""
+    """Answers as a worker does, with about as many bytes as a lease's votes, and as a relay does for eight."""
 
     def __init__(self, size: int) -> None:
         self._answer = bytes(size)
 
-    def handle(self, data: bytes) -> bytes:  # noqa: ARG002
+    async def handle(self, data: bytes) -> bytes:  # noqa: ARG002
         return self._answer
 
+    async def exchange(self, parcels: list[tuple[str, bytes, list[int]]]) -> list[tuple[str, bytes]]:
+        return [(worker, self._answer) for worker, _, _ in parcels]
 
-def ray_seconds(calls: int = 2000, actors: int = 2) -> tuple[float, float]:
-    """(CPU seconds of this process for one actor call, for one look at one outstanding call) on a Ray started here.
 
-    CPU seconds of all threads, so that other programs on the machine hardly count.
+def ray_seconds(calls: int = 2000, actors: int = 2, parcels: int = 8) -> dict[str, float]:
+    """What Ray costs on a Ray started here: `ray_call`, `wait_ref` and `relayed` of `Costs`.
+
+    CPU seconds of all threads of this process, so that other programs on the machine hardly count.
     """
     import ray
 
@@ -129,14 +139,22 @@ def ray_seconds(calls: int = 2000, actors: int = 2) -> tuple[float, float]:
         ray.get([worker.handle.remote(b"") for worker in workers])
         gc.collect()
         order = np.random.default_rng(0).bytes(100)
-        began = time.process_time()
-        refs = [workers[n % actors].handle.remote(order) for n in range(calls)]
-        for ref in refs:
-            ray.get(ref)
-        call = (time.process_time() - began) / calls
+        many = [(f"worker-{n}", order, [0]) for n in range(parcels)]
+        call, refs = _seconds(ray.get, [lambda n=n: workers[n % actors].handle.remote(order) for n in range(calls)])
+        exchange, _ = _seconds(ray.get, [lambda n=n: workers[n % actors].exchange.remote(many) for n in range(calls)])
         began = time.process_time()
         for _ in range(10):
             ray.wait(refs, num_returns=1, timeout=0, fetch_local=False)
-        return call, (time.process_time() - began) / (10 * calls)
+        wait = (time.process_time() - began) / (10 * calls)
+        return {"ray_call": call, "wait_ref": wait, "relayed": max(exchange - call, 0.0) / parcels}
     finally:
         ray.shutdown()
+
+
+def _seconds(get: Callable[[Any], Any], calls: Sequence[Callable[[], Any]]) -> tuple[float, list[Any]]:
+    """(CPU seconds of one of these calls and its answer, the references)."""
+    began = time.process_time()
+    refs = [call() for call in calls]
+    for ref in refs:
+        get(ref)
+    return (time.process_time() - began) / len(calls), refs

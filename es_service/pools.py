@@ -6,12 +6,26 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
-__all__ = ["COPIED_BYTES", "HEAD", "Gone", "Leaving", "Pool", "PoolEvent", "Ready", "Reply", "Unplaced"]
+__all__ = [
+    "COPIED_BYTES",
+    "HEAD",
+    "RELAYED_WORKERS",
+    "Gone",
+    "Leaving",
+    "Pool",
+    "PoolEvent",
+    "Ready",
+    "Reply",
+    "Unplaced",
+]
 
 HEAD = "head"
 """Name of the evaluator in the head's own process. It takes no lease but to settle what workers cannot."""
 COPIED_BYTES = 1 << 20
 """Copies of a commit for all workers that the head sends itself: 1 ms of a 10 Gbit/s link, as long as a fetch takes."""
+
+RELAYED_WORKERS = 64
+"""Workers from which on those of a node are reached through one process there: fewer are no load for the head."""
 
 
 @dataclass(frozen=True, slots=True)

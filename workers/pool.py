@@ -22,6 +22,7 @@ from workers.actor import WorkerActor
 from workers.evaluator import Evaluator
 from workers.lookout import Lookout
 from workers.referee import Referee
+from workers.relay import Branch
 
 __all__ = ["RayPool"]
 
@@ -38,11 +39,12 @@ _PATIENCE_SECONDS = 20.0
 
 @dataclass(frozen=True, slots=True)
 class _Call:
-    """A call in progress: `start` of a worker, or the handling of one message."""
+    """A call in progress: `start` of a worker, the handling of one message, or of many through a `branch`."""
 
     worker: str
     starting: bool
     since: float
+    branch: Branch | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -87,6 +89,7 @@ class RayPool:
         self._wrong: set[str] = set()
         """Workers that were dismissed, those included that are gone."""
         self._nodes: dict[str, str] = {}
+        self._branches: dict[str, Branch] = {}
         self._looked, self._unplaced = 0.0, 0
         self._asked = True  # by a head that died while its workers started, for all that is known
         self._adjust()
@@ -109,13 +112,18 @@ class RayPool:
         """Queue one message."""
         if worker == HEAD:
             self._referee.send(data)
-        actor = self._actors.get(worker)
-        if actor is not None:
+        actor, branch = self._actors.get(worker), self._branches.get(self._nodes.get(worker, ""))
+        if branch is not None and worker in branch.unanswered:
+            branch.send(worker, data, parts)
+        elif actor is not None:
             self._calls[actor.handle.remote(data, *parts)] = _Call(worker, False, time.monotonic())
 
     def poll(self, timeout: float) -> list[PoolEvent]:
         """Answers, starts and deaths since the last call."""
         events: list[PoolEvent] = [*self._referee.poll(), *self._adjust(), *self._watch()]
+        for branch in self._branches.values():
+            if (ref := branch.call()) is not None:
+                self._calls[ref] = _Call("", False, time.monotonic(), branch)
         if not self._calls:
             return events
         calls = list(self._calls)
@@ -146,6 +154,9 @@ class RayPool:
         self._drained.close()
         self._ask_for_nodes(0)
         self._referee.close()
+        for branch in self._branches.values():
+            branch.close()
+        self._branches.clear()
         for worker in list(self._actors):
             self._drop(worker)
 
@@ -181,12 +192,17 @@ class RayPool:
     def _end_leaving(self) -> list[PoolEvent]:
         """Workers that have answered what they were sent, or do not in time."""
         events: list[PoolEvent] = []
-        busy, now = {call.worker for call in self._calls.values()}, time.monotonic()
+        busy, now = self._busy(), time.monotonic()
         for worker, farewell in list(self._leaving.items()):
             if worker not in busy or now > farewell.until:
                 events.append(Gone(worker, farewell.reason))
                 self._drop(worker)
         return events
+
+    def _busy(self) -> set[str]:
+        """Workers that have something to answer."""
+        counts = (item for branch in self._branches.values() for item in branch.unanswered.items())
+        return {call.worker for call in self._calls.values()} | {worker for worker, count in counts if count}
 
     def _let_go(self, worker: str, reason: str) -> Leaving:
         self._leaving[worker] = _Farewell(reason, time.monotonic() + self._leave_seconds)
@@ -217,28 +233,55 @@ class RayPool:
         self._asked = workers > 0
 
     def _finished(self, ref: Any, call: _Call) -> list[PoolEvent]:
+        if call.branch is not None:
+            return self._collected(ref, call.branch)
         try:
             answer = ray.get(ref)
         except RayTaskError as error:
             return self._lost(call, error.cause)
         except RayError as error:
-            reason = "its process or node is gone" if isinstance(error, RayActorError) else "its answer was lost"
-            return self._lost(call, BackendError(f"{reason} ({type(error).__name__})"), gone=True)
+            return self._lost(call, error, gone=True)
         if not call.starting:
-            if answer:
-                self._losses = 0
-                self._proven.add(call.worker)
-            return [Reply(call.worker, answer)]
+            return [self._answered(call.worker, answer)]
         self._failures = 0
         about, node = answer
         self._nodes[call.worker] = node
+        if node != self._node and self._wanted >= pools.RELAYED_WORKERS:
+            if node not in self._branches:
+                self._branches[node] = Branch(node)
+            self._branches[node].add(call.worker, self._actors[call.worker])
         return [Ready(call.worker, about, shares=node == self._node)]
+
+    def _collected(self, ref: Any, branch: Branch) -> list[PoolEvent]:
+        """Answers of several workers; all workers of a node whose process is gone are lost."""
+        try:
+            answers = branch.answers(ref)
+        except RayError as error:
+            if self._branches.get(branch.node) is branch:
+                del self._branches[branch.node]
+            answers = [(worker, error) for worker in branch.unanswered]
+        events: list[PoolEvent] = []
+        for worker, answer in answers:
+            if isinstance(answer, bytes):
+                events.append(self._answered(worker, answer))
+            elif worker in self._actors:  # else it was lost by another answer of these
+                events += self._lost(_Call(worker, False, 0.0), answer, gone=isinstance(answer, RayError))
+        return events
+
+    def _answered(self, worker: str, answer: bytes) -> Reply:
+        if answer:
+            self._losses = 0
+            self._proven.add(worker)
+        return Reply(worker, answer)
 
     def _lost(self, call: _Call, error: BaseException, gone: bool = False) -> list[PoolEvent]:
         """Replace the worker; give up where workers do not even start, or die again and again with nothing done.
 
         Many may go at once with their node, be it while they start, and that is no reason to give up.
         """
+        if gone:
+            reason = "its process or node is gone" if isinstance(error, RayActorError) else "its answer was lost"
+            error = BackendError(f"{reason} ({type(error).__name__})")
         self._losses += call.worker not in self._proven
         self._drop(call.worker)
         self._failures += call.starting and not gone
@@ -254,7 +297,9 @@ class RayPool:
     def _drop(self, worker: str) -> None:
         actor = self._actors.pop(worker, None)
         self._leaving.pop(worker, None)
-        self._nodes.pop(worker, None)
+        branch = self._branches.get(self._nodes.pop(worker, ""))
+        if branch is not None:
+            branch.forget(worker)
         self._proven.discard(worker)
         self._calls = {ref: call for ref, call in self._calls.items() if call.worker != worker}
         if actor is not None:

@@ -15,7 +15,7 @@ ROOT = Path(__file__).parents[2]
 MODULES = sorted(path for package in ("es_service", "workers") for path in (ROOT / package).rglob("*.py"))
 KERNELS = sorted(path for path in (ROOT / "workers").rglob("*") if path.suffix in (".cpp", ".hpp", ".cu", ".cuh", ".h"))
 
-RAY = {"es_service/head.py", "es_service/launch.py", "workers/actor.py", "workers/pool.py"}
+RAY = {"es_service/head.py", "es_service/launch.py", "workers/actor.py", "workers/pool.py", "workers/relay.py"}
 IMPORTS_WORKERS = {"es_service/launch.py", "es_service/cli.py"}
 OPEN_TO_WORKERS = {
     "build", "messages", "noise", "votes", "config", "errors", "types", "algorithms", "data", "models", "problem",

@@ -29,6 +29,7 @@ def fleet(monkeypatch):
         names = [f"worker-{n}" for n in range(workers)]
         pool._actors, pool._leaving, pool._nodes, pool._calls = dict.fromkeys(names, object()), {}, {}, {}
         pool._proven, pool._failures, pool._losses, pool._wanted = set(), 0, 0, workers
+        pool._branches = {}
 
         def ends(name, outcome):
             pool._actors.setdefault(name, object())

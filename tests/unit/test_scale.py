@@ -11,7 +11,8 @@ from benchmarks import scale
 from benchmarks.scale_costs import Costs
 
 FREE = Costs(
-    head_cpu=0.0, ray_call=0.0, fsync=0.0, latency=0.0, link=inf, fetch=0.0, update=0.0, step=0.0, host=0.0, jitter=0.0
+    head_cpu=0.0, ray_call=0.0, relayed=0.0, relay=0.0, window=0.0, fsync=0.0, latency=0.0, link=inf, fetch=0.0,
+    update=0.0, step=0.0, host=0.0, jitter=0.0,
 )  # fmt: skip
 SMALL = (4, 1 << 18, 100)
 """Workers, population, bytes: 16 leases of one wave each."""
