@@ -57,14 +57,13 @@ def config_of(workers: int, population: int, text: int, generations: int, **depl
     """EGG at D = 256, L = 6 on GPUs; each member reads one segment of `text` bytes."""
     config = load("egg-minipile", [f"population={population}", f"segment.bytes={text}"])
     worker = config.deployment.worker.model_copy(update={"num_gpus": 1.0})
-    settings = {"sliced_updates": "auto", **deployment}
-    return config.with_deployment(workers=workers, worker=worker, generations=generations, detach=True, **settings)
+    return config.with_deployment(workers=workers, worker=worker, generations=generations, detach=True, **deployment)
 
 
 def run(workers: int, population: int, text: int, costs: Costs, seed: int = 1, **deployment: Any) -> Outcome:
     """One simulated run; `deployment` changes fields of it."""
     config = config_of(workers, population, text, 3, **deployment)
-    generations = 4 + min(MOST_GENERATIONS, 10_000 // len(plan_of(config)))
+    generations = 4 + min(MOST_GENERATIONS, 5_000 // len(plan_of(config)))
     gc.collect()
     gc.disable()  # the simulator's garbage is not the head's
     try:
@@ -91,13 +90,13 @@ def bottleneck(outcome: Outcome, costs: Costs, seed: int = 1) -> tuple[str, floa
 
 
 def fewest(bites: Callable[[int], bool], most: int = MOST_WORKERS) -> int | None:
-    """The fewest workers at which it bites, to a tenth: steps of four until it does, then halves. None: nowhere."""
+    """The fewest workers at which it bites, to two fifths: steps of four until it does, then halves. None: nowhere."""
     low, high = 0, 1
     while not bites(high):
         if high == most:
             return None
         low, high = high, min(4 * high, most)
-    while high > max(1.1 * low, low + 1):
+    while high > max(1.42 * low, low + 1):
         middle = round(sqrt(max(low, 1) * high)) if high > 2 * low + 1 else (low + high) // 2
         low, high = (low, middle) if bites(middle) else (middle, high)
     return high

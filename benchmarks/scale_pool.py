@@ -187,12 +187,18 @@ class SimulatedPool:
             node.parcels.append((worker, data, parts))
             self._to_call[node] = None
         else:
-            self.clock.charge(self.costs.ray_call / 2)
-            arrival = self._down(len(data) + sum(part.copied for part in parts)) + self.costs.latency
-            answer = self._work(worker, *_read(data, parts), max([arrival, *(part.ready for part in parts)]))
-            if answer:
-                self._push(self._workers[worker].free + self.costs.latency, _Call([(worker, answer)]))
+            self._send(worker, data, parts)
         self.clock.leave()
+
+    def _send(self, worker: str, data: bytes, parts: Sequence[_Broadcast]) -> None:
+        arrival, way = self.clock.now, 0.0
+        if worker != HEAD:  # which is here
+            self.clock.charge(self.costs.ray_call / 2)
+            way = self.costs.latency
+            arrival = self._down(len(data) + sum(part.copied for part in parts)) + way
+        answer = self._work(worker, *_read(data, parts), max([arrival, *(part.ready for part in parts)]))
+        if answer:
+            self._push(self._workers[worker].free + way, _Call([(worker, answer)]))
 
     def _push(self, arrival: float, call: _Call) -> None:
         heapq.heappush(self._arriving, (arrival, self._calls, call))
