@@ -1,9 +1,11 @@
-"""The two tasks of the noise_step experiments, with the data, batches, networks and held-out sets of the service."""
+"""The tasks of the noise_step experiments, with the data, batches, networks and held-out sets of the service."""
 
 from __future__ import annotations
 
+import importlib.util
 from dataclasses import dataclass
 from functools import cached_property
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -22,20 +24,31 @@ from es_service.wiring import kernels
 
 __all__ = ["TASKS", "Problem", "open_problem"]
 
+_ROWS = ("deployment.evaluation_rows=64", "deployment.evaluation_bytes=128")
 TASKS = {
     "digits": ("noise-step-digits", ()),
-    "text": (
+    "text": ("noise-step-text", ("model.width=128", *_ROWS)),
+    "headers": (
         "noise-step-text",
-        ("model.width=128", "deployment.evaluation_rows=64", "deployment.evaluation_bytes=128"),
+        ("model.width=96", "model.layers=3", "model.context=16", "model.embedding=16", "data.kind=files", *_ROWS),
     ),
 }
-"""Preset and changes of each task."""
+"""Preset and changes of each task. Nothing was chosen on `headers`: other text, other depth, width and context."""
+
+
+def _headers() -> str:
+    """The C++ headers that PyTorch brings along, as an override."""
+    found = importlib.util.find_spec("torch")
+    assert found is not None
+    assert found.origin is not None
+    return f"data.paths=['{Path(found.origin).parent / 'include' / 'torch'}']"
 
 
 @dataclass(frozen=True, eq=False)
 class Problem:
     """One task with one seed. `batch` and `held_out` are those of the service."""
 
+    task: str
     config: RunConfig
     corpus: Corpus
     ops: Ops
@@ -72,8 +85,10 @@ class Problem:
 
 def open_problem(task: str, seed: int, *overrides: str) -> Problem:
     preset, changes = TASKS[task]
+    if task == "headers":
+        changes = (*changes, _headers(), "data.patterns=['**/*.h']")
     config, corpus = with_corpus(load(preset, [*changes, f"seed={seed}", *overrides]))
-    return Problem(config, corpus, kernels("auto", 1)[0])
+    return Problem(task, config, corpus, kernels("auto", 1)[0])
 
 
 def torch_batch(torch: Any, problem: Problem, generation: int) -> tuple[Any, Any]:

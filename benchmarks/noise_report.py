@@ -14,10 +14,26 @@ from benchmarks.noise_methods import METHODS, S
 
 __all__ = ["machine", "report"]
 
-NAMES = {"digits": "scikit-learn digits 8x8, not MNIST", "text": "ternary byte-level language model, Python's sources"}
-TARGETS = {"digits": ("accuracy", 0.9), "text": ("bits", 4.5)}
+NAMES = {
+    "digits": "scikit-learn digits 8x8, not MNIST",
+    "text": "ternary byte-level language model, Python's sources",
+    "headers": "ternary byte-level language model, PyTorch's C++ headers",
+}
+TARGETS = {"digits": ("accuracy", 0.9), "text": ("bits", 4.5), "headers": ("bits", 5.3)}
 """The level of held-out accuracy, or of bits a byte, at which costs are compared."""
-COLOURS = dict(zip(METHODS, ("#d55e00", "#e69f00", "#0072b2", "#999999", "#000000", "#009e73", "#cc79a7"), strict=True))
+_LINES = (
+    ("#d55e00", "-"), ("#e69f00", "-"), ("#0072b2", "-"), ("#56b4e9", "--"), ("#56b4e9", ":"), ("#882255", "--"),
+    ("#882255", "-"), ("#999999", "-"), ("#000000", "-"), ("#009e73", "-"), ("#cc79a7", "-"),
+)  # fmt: skip
+LINES = dict(zip(METHODS, _LINES, strict=True))
+"""Colour and style of each method."""
+
+COMPARED = [(other, "automatic") for other in ("published", "staged", "constant-4", "constant-1")]
+COMPARED += [("constant-4", "columns-4")]
+DIFFERENCES = (
+    "| task | method | against | last held-out bits | mean held-out bits | training loss, last 100 steps, nats |\n"
+    "|---|---|---|---|---|---|"
+)
 
 Results = list[dict[str, Any]]
 
@@ -79,7 +95,7 @@ def _table(task: str, methods: dict[str, Results]) -> None:
     )
     for name, runs in methods.items():
         last = np.array([run["held_out"][-1] for run in runs])
-        mean = [np.mean([bits for _, bits, _ in run["held_out"][1:]]) for run in runs]
+        mean = [_whole(run) for run in runs]
         method = METHODS[name]
         print(
             f"| {method.label} | {len(runs)} | {_mean(last[:, 1], 3)} | {_mean(last[:, 2], 3)} | {_mean(mean, 3)} | "
@@ -88,18 +104,25 @@ def _table(task: str, methods: dict[str, Results]) -> None:
 
 
 def _differences(task: str, methods: dict[str, Results]) -> None:
-    """Automatic against published and staged, seed by seed: the batches of a seed are the same."""
-    for other in ("published", "staged"):
-        if not (methods.get("automatic") and methods.get(other)):
+    """Rows of how one method differs from another seed by seed: the batches of a seed are the same."""
+    for other, name in COMPARED:
+        if not (methods.get(name) and methods.get(other)):
             continue
-        pairs = list(zip(methods[other], methods["automatic"], strict=False))
-        for label, pick in (
-            ("last held-out bits", lambda run: run["held_out"][-1][1]),
-            ("mean held-out bits", lambda run: np.mean([bits for _, bits, _ in run["held_out"][1:]])),
-            ("mean training loss of the last 100 steps, nats", lambda run: np.mean(run["loss"][-10:])),
-        ):
-            gaps = [pick(a) - pick(b) for a, b in pairs]
-            print(f"- {task}, {other} minus automatic, {label}: {_mean(gaps, 3)}")
+        pairs = list(zip(methods[other], methods[name], strict=False))
+        gaps = [_mean([pick(a) - pick(b) for a, b in pairs], 3) for pick in (_last, _whole, _trained)]
+        print(f"| {task} | {METHODS[name].label} | {METHODS[other].label} | {' | '.join(gaps)} |")
+
+
+def _last(run: dict[str, Any]) -> float:
+    return float(run["held_out"][-1][1])
+
+
+def _whole(run: dict[str, Any]) -> float:
+    return float(np.mean([bits for _, bits, _ in run["held_out"][1:]]))
+
+
+def _trained(run: dict[str, Any]) -> float:
+    return float(np.mean(run["loss"][-10:]))
 
 
 def _checks(results: Results) -> None:
@@ -114,7 +137,7 @@ def report(results: Results, folder: Path) -> None:
         if methods:
             _table(task, methods)
             _draw(task, methods, folder / f"noise-step-{task}.png")
-    print()
+    print(f"\n{DIFFERENCES}")
     for task, methods in grouped.items():
         _differences(task, methods)
     _checks(results)
@@ -149,21 +172,22 @@ def _draw(task: str, methods: dict[str, Results], out: Path) -> None:
 
 
 def _curves(axes: Any, name: str, runs: Results) -> None:
-    colour, flops = COLOURS[name], _flops(runs[0])
+    flops = _flops(runs[0])
+    line = dict(zip(("color", "ls"), LINES[name], strict=True))
     curves = np.array([run["held_out"] for run in runs])
     steps = curves[0, :, 0]
     for row, column in ((0, 2), (1, 1)):
-        _band(axes[row, 0], steps, curves[:, :, column], colour, METHODS[name].label)
-        _band(axes[row, 1], steps[1:] * flops, curves[:, 1:, column], colour)
-    _band(axes[2, 0], steps[:-1], np.array([run["loss"] for run in runs]), colour)
+        _band(axes[row, 0], steps, curves[:, :, column], line, METHODS[name].label)
+        _band(axes[row, 1], steps[1:] * flops, curves[:, 1:, column], line)
+    _band(axes[2, 0], steps[:-1], np.array([run["loss"] for run in runs]), line)
     if runs[0]["nonzeros"][0]:
         counts = np.exp(np.log(np.array([run["nonzeros"] for run in runs])).mean(axis=0))
-        axes[2, 1].step(steps[:-1], counts, where="post", color=colour, lw=1.6)
+        axes[2, 1].step(steps[:-1], counts, where="post", lw=1.6, **line)
 
 
-def _band(axis: Any, x: Any, values_RX: Any, colour: str, label: str | None = None) -> None:
+def _band(axis: Any, x: Any, values_RX: Any, line: dict[str, str], label: str | None = None) -> None:
     """Mean and standard error over the runs."""
     mean, runs = values_RX.mean(axis=0), len(values_RX)
     error = values_RX.std(axis=0, ddof=1) / runs**0.5 if runs > 1 else np.zeros(len(mean))
-    axis.plot(x, mean, color=colour, lw=1.6, label=label)
-    axis.fill_between(x, mean - error, mean + error, color=colour, alpha=0.2, lw=0)
+    axis.plot(x, mean, lw=1.6, label=label, **line)
+    axis.fill_between(x, mean - error, mean + error, color=line["color"], alpha=0.2, lw=0)

@@ -16,6 +16,7 @@ from es_service.models.ternary_net import judge  # noqa: E402
 from es_service.problem import initial_parameters  # noqa: E402
 
 DIGITS = ("model.width=32", "feeding.size=200", "population=40")
+COLUMNS = ("population=30",)  # 131 columns
 
 
 def digits(*overrides):
@@ -41,7 +42,8 @@ def test_the_loss_of_the_experiments_is_that_of_the_service():
 
 @pytest.mark.parametrize("name", noise_methods.METHODS)
 def test_every_method_learns(name):
-    overrides = (*DIGITS, "algorithm.density.most=32") if name == "automatic" else DIGITS
+    more = {"automatic": ("algorithm.density.most=32",), "columns": COLUMNS, "columns-4": COLUMNS}
+    overrides = (*DIGITS, *more.get(name, ()))
     steps = 12 if name == "eggroll" else 40
     result = noise_step.run_one("digits", name, 0, steps, steps // 4, (0,), overrides)
     assert len(result["held_out"]) == 5
@@ -84,6 +86,14 @@ def test_finished_runs_are_kept_and_reported(tmp_path, monkeypatch, capsys):
     assert "| 10 | 1.3e+09 | 129 |" in table
     assert "Votes that forward mode casts otherwise: 0 of 768." in table
     assert (tmp_path / "noise-step-digits.png").stat().st_size > 20_000
+
+
+def test_the_third_task_is_other_text_for_another_network():
+    problem = open_problem("headers", 0)
+    assert problem.net.sizes == (256, 96, 96, 96, 256)
+    assert b"namespace torch" in problem.corpus.train.tobytes()
+    inputs, targets = problem.batch(0)
+    assert (inputs.shape, targets.shape) == ((1024, 16), (1024,))
 
 
 def test_error_bars_are_standard_errors():
