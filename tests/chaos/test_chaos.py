@@ -7,6 +7,7 @@ depends on the machine's pace, which no seed fixes).
 
 from __future__ import annotations
 
+import itertools
 import os
 import random
 import re
@@ -35,7 +36,7 @@ MAKE_RAY_POOL = launch_module.make_ray_pool
 
 
 def unreliable():
-    """Workers that lie or are slow once a file says so, and of which every fifth answer comes twice."""
+    """Workers that lie or are slow once a file says so, and of whose answers some come twice."""
 
     def make_pool(config, corpus):
         from dataclasses import replace
@@ -45,7 +46,7 @@ def unreliable():
 
         from es_service import votes
         from es_service.messages import LeaseResult, decode, encode
-        from es_service.pools import Reply
+        from es_service.pools import HEAD, Reply
         from workers import pool as pool_module
         from workers.actor import WorkerActor
 
@@ -64,14 +65,12 @@ def unreliable():
 
         pool_module.WorkerActor = Unreliable
         pool = MAKE_RAY_POOL(config, corpus)
-        poll, seen = pool.poll, []
+        poll, answers = pool.poll, itertools.count()
 
         def twice(timeout):
             events = poll(timeout)
-            seen.extend(events)
-            again = [event for n, event in enumerate(seen) if n % 5 == 0 and isinstance(event, Reply) and event.data]
-            seen.clear()
-            return events + again
+            found = [event for event in events if isinstance(event, Reply) and event.data and event.worker != HEAD]
+            return events + [event for event in found if next(answers) % 5 == 0]
 
         pool.poll = twice
         return pool
@@ -251,7 +250,7 @@ def test_no_schedule_of_faults_changes_the_journal(make_config, ray_cluster, mon
     print(f"SEED={SEED} SECONDS={SECONDS:g}")
     monkeypatch.setattr(launch_module, "make_ray_pool", unreliable())
     monkeypatch.setattr(launch_module, "_HEAD_RESTARTS", 1000)
-    config = make_config(workers=WORKERS, generations=1_000_000, audit_share=1.0)
+    config = make_config(workers=WORKERS, generations=1_000_000, audit_share=1.0, sliced_updates="always")
     directory = RunDirectory(config.deployment.runs_dir, "chaos")
     schedule = Schedule(directory, ray_cluster, SEED, SECONDS)
     try:
@@ -268,4 +267,6 @@ def test_no_schedule_of_faults_changes_the_journal(make_config, ray_cluster, mon
     assert directory.journal_path.read_bytes() == same
     schedule.fleet.look()
     assert schedule.fleet.wrong == schedule.liars
+    replaced = [event["worker"] for event in directory.events() if event.get("reason") == "it was found wrong"]
+    assert len(replaced) >= FIRST.count("lie")
     assert schedule.fleet.kinds.keys() >= {"worker_gone", "restarted", "scaled", "duplicate", "quarantined"}
