@@ -1,4 +1,4 @@
-"""A user's day on a cluster: submit, watch, stop, submit again, fetch; and a job that is killed.
+"""A user's day on a cluster: submit, watch, scale, stop, submit again, fetch; jobs that are stopped, killed, detached.
 
 The cluster is that of `make local-cluster`: three nodes on this machine, token authentication.
 """
@@ -7,13 +7,16 @@ from __future__ import annotations
 
 import json
 import os
+import random
 import re
 import shlex
 import signal
+import socket
 import subprocess
 import sys
 import time
 import urllib.request
+from contextlib import ExitStack, suppress
 from pathlib import Path
 
 import pytest
@@ -52,14 +55,20 @@ class Cluster:
     def service(self, *words):
         return self.run(sys.executable, "-m", "es_service", *words)
 
-    def submit(self, name, *words, **env_vars):
+    def submit(self, name, *words):
         """`ray job submit` of `es-service ...`, with a working directory that holds the user's config."""
-        env = {"env_vars": env_vars, "working_dir": str(self.work)}
+        env = {"working_dir": str(self.work)}
         flags = ["--no-wait", "--submission-id", name, "--runtime-env-json", json.dumps(env)]
         return self.run("ray", "job", "submit", *flags, "--", sys.executable, "-m", "es_service", *words)
 
-    def api(self, path, token=None):
-        request = urllib.request.Request(self.url + path)
+    def post(self, name, *words, **env_vars):
+        """The same without the two seconds that the command takes; the config is named by its whole path."""
+        command = [sys.executable, "-m", "es_service", *map(str, words)]
+        job = {"entrypoint": shlex.join(command), "submission_id": name, "runtime_env": {"env_vars": env_vars}}
+        return self.api("/api/jobs/", body=json.dumps(job).encode())
+
+    def api(self, path, token=None, body=None):
+        request = urllib.request.Request(self.url + path, body, {"Content-Type": "application/json"})
         request.add_header("Authorization", f"Bearer {token or self.token}")
         with urllib.request.urlopen(request, timeout=30) as answer:
             return json.load(answer)
@@ -74,11 +83,21 @@ class Cluster:
         return [name for name in names if name in ("HeadActor", "WorkerActor")]
 
 
+def free_ports():
+    """Settings of the cluster for ports of which no other, such as that of a second checkout, has one."""
+    while True:
+        port = random.randrange(20_000, 28_000)
+        with ExitStack() as bound, suppress(OSError):
+            for each in (port, port + 1000, port + 2000):  # the GCS, Ray's client, the dashboard
+                bound.enter_context(socket.socket()).bind(("127.0.0.1", each))
+            return {"LOCAL_CLUSTER_PORT": str(port), "LOCAL_CLUSTER_DASHBOARD_PORT": str(port + 2000)}
+
+
 @pytest.fixture(scope="module")
 def cluster(tmp_path_factory):
     process = subprocess.Popen(
         ["bash", ROOT / "cluster" / "local.sh", "2"],
-        env=os.environ | {"PATH": f"{BIN}:{os.environ['PATH']}", "PYTHONPATH": str(ROOT)},
+        env=os.environ | free_ports() | {"PATH": f"{BIN}:{os.environ['PATH']}", "PYTHONPATH": str(ROOT)},
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
@@ -114,6 +133,10 @@ def end(cluster, name):
     return job["status"]
 
 
+def kinds(directory):
+    return [event["kind"] for event in directory.events()]
+
+
 def commits(directory):
     return len(scan(directory.journal_path).commits) if directory.journal_path.exists() else 0
 
@@ -128,9 +151,13 @@ def test_submit_watch_stop_submit_again_and_fetch(cluster, tmp_path):
 
     assert cluster.run("ray", "job", "status", "flow-1").count("RUNNING")
     assert "generation" in cluster.job("flow-1")["entrypoint"] + cluster.run("ray", "job", "logs", "flow-1")
-    status = json.loads(cluster.service("status", "flow", "--address", cluster.address, "--json"))
-    assert (status["state"], status["workers"], status["path"]) == ("running", 1, str(directory.path))
-    assert "flow" in cluster.service("status", "--address", cluster.address)
+
+    cluster.service("scale", "flow", "--workers", 2, "--address", cluster.address)
+    wait_for(lambda: kinds(directory).count("worker_ready") == 2, "another worker comes")
+    reached = commits(directory)
+    wait_for(lambda: commits(directory) > reached, "it goes on with both")
+    (status,) = json.loads(cluster.service("status", "--address", cluster.address, "--json"))
+    assert (status["state"], status["workers"], status["path"]) == ("running", 2, str(directory.path))
 
     cluster.service("stop", "flow", "--address", cluster.address)
     assert end(cluster, "flow-1") == "SUCCEEDED"
@@ -151,24 +178,39 @@ def test_submit_watch_stop_submit_again_and_fetch(cluster, tmp_path):
     assert "replayed from votes alone" in replayed
 
 
-def test_a_killed_job_leaves_no_actors(cluster, tmp_path):
-    directory = RunDirectory(tmp_path / "runs", "killed")
-    where = ["--runs-dir", directory.path.parent, "--set", "deployment.generations=100000"]
-    cluster.submit("killed-1", "train", "mine.toml", "--name", "killed", *where)
+def test_jobs_that_are_stopped_or_killed_leave_no_actors(cluster, tmp_path):
+    """`ray job stop` is a SIGTERM: the run ends at its last commit. The same submission goes on; then a SIGKILL."""
+    directory = RunDirectory(tmp_path / "runs", "ended")
+    train = ["train", cluster.work / "mine.toml", "--name", "ended", "--or-resume", "--runs-dir", directory.path.parent]
+    train += ["--set", "deployment.generations=100000"]
+    cluster.post("ended-1", *train, RAY_JOB_STOP_WAIT_TIME_S="60")
     wait_for(lambda: commits(directory) > 1, "the run begins")
     assert sorted(cluster.actors()) == ["HeadActor", "WorkerActor"]
-    os.kill(driver_of("killed", directory), signal.SIGKILL)
-    assert end(cluster, "killed-1") == "FAILED"
+    cluster.run("ray", "job", "stop", "--no-wait", "ended-1")
+    assert end(cluster, "ended-1") == "STOPPED"
+    wait_for(lambda: not cluster.actors(), "the head ends", 60)
+    assert last_words(directory) == ("finished", "interrupted")
+
+    reached = commits(directory)
+    cluster.post("ended-2", *train)
+    wait_for(lambda: commits(directory) > reached, "the same submission goes on")
+    os.kill(driver_of("ended", directory), signal.SIGKILL)
+    assert end(cluster, "ended-2") == "FAILED"
     wait_for(lambda: not cluster.actors(), "the head stops", 60)
+    assert last_words(directory) == ("finished", "no sign of the driver for 3 s")
+
+
+def last_words(directory):
+    """How a run with a closed journal ended."""
     assert scan(directory.journal_path).close is not None
     last = list(directory.events())[-1]
-    assert (last["kind"], last["reason"]) == ("finished", "no sign of the driver for 3 s")
+    return last["kind"], last["reason"]
 
 
 def test_a_detached_run_outlives_its_job(cluster, tmp_path):
     directory = RunDirectory(tmp_path / "runs", "detached")
     where = ["--runs-dir", directory.path.parent, "--set", "deployment.generations=100000", "--detach"]
-    cluster.submit("detached-1", "train", "mine.toml", "--name", "detached", *where)
+    cluster.post("detached-1", "train", cluster.work / "mine.toml", "--name", "detached", *where)
     assert end(cluster, "detached-1") == "SUCCEEDED"
     time.sleep(5)  # longer than the heartbeats that it does not need
     reached = commits(directory)
