@@ -47,6 +47,26 @@ TINY: dict[str, Any] = {
 }
 
 
+# Where several processes share the tests, it is file by file. One of them begins with all on Ray, whose cluster is one.
+ON_RAY = ("tests/chaos/", "tests/integration/")
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
+    from xdist.scheduler import LoadFileScheduling
+
+    class Scheduling(LoadFileScheduling):
+        def _split_scope(self, nodeid: str) -> str:
+            return ON_RAY[0] if nodeid.startswith(ON_RAY) else super()._split_scope(nodeid)
+
+    return Scheduling(config, log)
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    if hasattr(config, "workerinput"):
+        items.sort(key=lambda item: not item.nodeid.startswith(ON_RAY))
+
+
 @pytest.fixture(scope="session", autouse=True)
 def _private_cache(tmp_path_factory):
     with pytest.MonkeyPatch.context() as patch:
