@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import textwrap
 import types
 from collections.abc import Iterator
 from pathlib import Path
@@ -53,7 +54,7 @@ def _tables(model: type[BaseModel], prefix: str, title: str) -> Iterator[str]:
     """A table of the model's own fields, then one for each variant of each field that is a table itself."""
     yield f"## {title}\n"
     if model.__doc__:
-        yield " ".join(model.__doc__.split()) + "\n"
+        yield textwrap.fill(" ".join(model.__doc__.split()), 120, break_on_hyphens=False) + "\n"
     yield "| field | type | default | meaning |\n|---|---|---|---|"
     nested = []
     for name, field in model.model_fields.items():

@@ -83,6 +83,13 @@ def test_the_config_page_is_that_of_the_classes():
     assert module.PAGE.read_text() == module.page(), "run `python docs/build_config_page.py`"
 
 
+@pytest.mark.parametrize("page", PAGES, ids=names(PAGES))
+def test_prose_keeps_to_120_characters(page):
+    """Tables do not, and code goes by its own rules."""
+    prose = re.sub(r"^ *```.*?^ *```$", "", page.read_text(), flags=re.MULTILINE | re.DOTALL)
+    assert [line for line in prose.splitlines() if len(line) > 120 and not line.startswith("|")] == []
+
+
 def test_nothing_is_left_to_fill_in():
     for page in PAGES:
         assert "@@" not in page.read_text(), page.name
