@@ -118,12 +118,16 @@ class Board:
         ]
 
     def overdue(self, limit: float) -> list[tuple[Slot, str]]:
-        """Unsettled leases that were last given out before `limit`, and to whom; the oldest first."""
+        """Unsettled leases that were last given out before `limit`, and to whom; the oldest first.
+
+        Not those whose results were cast on different parameters: the aggregator tells which are right.
+        """
         late: list[tuple[Slot, str]] = []
         for index, (since, name) in self._newest.items():
             if since >= limit:
                 break
-            late.append((self.slots[index], name))
+            if self.slots[index].verdict.wanted:
+                late.append((self.slots[index], name))
         return late
 
     def waiting_for(self, slow: Set[str], held: list[tuple[str, int]]) -> list[tuple[Slot, str]]:

@@ -258,6 +258,15 @@ def test_the_run_pauses_when_only_quarantined_workers_are_left_and_nobody_comes(
     assert "only workers in quarantine are left (liar)" in pause.reason
 
 
+def test_a_lease_of_which_the_aggregator_will_tell_who_is_right_is_given_to_nobody_else_meanwhile():
+    m = machine()
+    feed(m, Tick(0.0), Joined("a"), Joined("b"), Returned("a", result()), Returned("b", result()), Committed(0))
+    feed(m, Returned("a", result(generation=1)), Returned("b", result(generation=1, digest=9)), Joined("c"))
+    assert feed(m, Tick(601.0)) == []
+    commands = feed(m, Aggregated(1, RIGHT))
+    assert commands == [Notice("diverged", "b", 1, "lease 0"), SendRestore("b"), Assign("c", lease(0, 1, 2))]
+
+
 def test_a_replica_that_stays_wrong_is_given_up():
     m = machine(share=0.0)
     feed(m, Joined("a"), Joined("broken"), Left("a"))
