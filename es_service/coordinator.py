@@ -11,7 +11,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from es_service import events, journal
-from es_service.aggregator import Aggregator, Applied, Evaluated, HeldOut
+from es_service.aggregator import Aggregator, Applied, Evaluated
 from es_service.algorithms.base import AbstractAlgorithm, Past
 from es_service.config import RunConfig
 from es_service.directory import RunDirectory
@@ -90,7 +90,7 @@ class Coordinator:
         self._plans: dict[int, Plan] = {}
         self.machine = Machine(self._plan, policy, writer.generation, start.generation, start.digest, agree)
         self.run_id = run_id(config)
-        self.updater = Updater(config, pool, self._send_parts)
+        self.updater = Updater(config, pool, self._send_parts, self.machine.roster.is_quarantined)
         self.telemetry = telemetry
         self._recent: deque[_Sendable] = deque(maxlen=_KEPT_COMMITS + policy.max_lag)
         self._parameters = _Sendable(0, 0, None)  # none stand for those of the seed
@@ -162,7 +162,7 @@ class Coordinator:
         if self.machine.generation >= self.config.deployment.generations:
             self._finish = Finish(self.machine.generation, "goal")
         elif self.machine.generation == 0:
-            self._on_held_out(0, self.keeper.after(self.aggregator.canonical))
+            self.telemetry.evaluated(0, self.keeper.after(self.aggregator.canonical))
 
     def _turn(self) -> None:
         busy = self.machine.in_flight > 0 or self.updater.busy
@@ -202,11 +202,16 @@ class Coordinator:
 
     def _end(self, finish: Finish) -> None:
         """The aggregator catches up, the last generation is evaluated and saved, the journal is closed."""
+        while self.updater.checking:  # a slice of a step that went out
+            for event in self.pool.poll(_POLL_SECONDS):
+                if isinstance(event, Reply) and event.worker == HEAD:
+                    self._on_pool(event)
+            time.sleep(_POLL_SECONDS / 20)
         self.pool.close()
         for news in self.aggregator.close():
             self._on_aggregator(news)
         canonical = self.aggregator.canonical
-        self._on_held_out(canonical.generation, self.keeper.last(canonical))
+        self.telemetry.evaluated(canonical.generation, self.keeper.last(canonical))
         self.writer.append(journal.Close(canonical.generation, canonical.digest))
         self.telemetry.finished(finish)
 
@@ -259,9 +264,10 @@ class Coordinator:
             self._handle(events.Fell(worker, None, str(error)))
 
     def _on_slice(self, worker: str, message: SliceResult) -> None:
-        for name in self.updater.answered(worker, message):
-            self._handle(events.Outvoted(name, f"its slice of update {message.generation} is not others'"))
-        if worker == HEAD:
+        wrong = self.updater.answered(worker, message)
+        for name in wrong:
+            self._handle(events.Outvoted(name, f"its slice of update {message.generation} is not the head's"))
+        if worker == HEAD and not wrong:
             self.telemetry.slice_checked()
 
     def _on_update(self) -> None:
@@ -282,13 +288,9 @@ class Coordinator:
                     self.updater.whole_seconds = news.seconds
                 self._handle(events.Aggregated(news.canonical.generation, news.canonical.digest))
             case Evaluated(generation, held_out):
-                self._on_held_out(generation, held_out)
+                self.telemetry.evaluated(generation, held_out)
             case BaseException():
                 raise news
-
-    def _on_held_out(self, generation: int, held_out: HeldOut | None) -> None:
-        if held_out is not None:
-            self.telemetry.evaluated(generation, held_out)
 
     # Commands out.
 
@@ -376,7 +378,8 @@ class Coordinator:
         self._history.append(Past(record.units, record.threshold, *sums))
         self._threshold = self.algorithm.threshold(number + 1, self._history)
         commit = Commit(number, record.threshold, record.record)
-        sliced = self.updater.begin(commit, self._idle(), self.clock())
+        last = number + 1 == self.config.deployment.generations  # for the aggregator alone
+        sliced = not last and self.updater.begin(commit, self._idle(), self.clock())
         if not sliced:
             self._publish(commit)
         votes_Q = self.algorithm.votes(record.record)

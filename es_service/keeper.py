@@ -82,13 +82,13 @@ class Keeper:
 
         Says how to go on.
         """
-        keyframes.set_aside(self.directory.keyframes_path)
-        name = self.directory.name
-        return (
-            "Take those machines out and resume: the keyframes are set aside, and all is rebuilt from the votes. Where "
-            "`resume` then names a generation whose digest is not the journal's, go on from the one before it, G, in "
-            f"another run: `es-service steps {name} --generation G --out {name}.steps`, then "
-            f"`es-service from-steps {name}.steps --resume-as OTHER`"
+        left = keyframes.set_aside(self.directory.keyframes_path)
+        name, goal = self.directory.name, self.config.deployment.generations
+        return (f"Remove {', '.join(map(str, left))} by hand. " if left else "The keyframes are set aside. ") + (
+            "Take those machines out and resume: all is rebuilt from the votes. Where `resume` then names a generation "
+            "whose digest is not the journal's, go on from the one before it, G, in another run: "
+            f"`es-service steps {name} --generation G --out {name}.steps`, `es-service from-steps {name}.steps "
+            f"--resume-as OTHER`, `es-service resume OTHER --set deployment.generations={goal}`"
         )
 
     def _save(self, canonical: Canonical) -> None:

@@ -126,14 +126,19 @@ def prune(directory: Path, keep: int) -> list[int]:
     return old
 
 
-def set_aside(directory: Path) -> None:
-    """Rename all keyframes, so that nothing starts from them: `<generation>.safetensors.wrong`."""
-    for generation in list_generations(directory):
+def set_aside(directory: Path) -> list[Path]:
+    """Rename all keyframes to `<generation>.safetensors.wrong`, so that nothing starts from them.
+
+    Those that cannot be renamed are in the answer.
+    """
+    left = []
+    for generation in reversed(list_generations(directory)):
         path = directory / f"{generation}.safetensors"
         try:
             path.rename(f"{path}.wrong")
-        except OSError as error:
-            raise KeyframeError(f"{path}: cannot be set aside: {error.strerror}; remove it by hand") from error
+        except OSError:
+            left.append(path)
+    return left
 
 
 def save_model(path: Path, layout: Layout, parameters_P: Int8Array | UInt8Array, metadata: dict[str, str]) -> None:

@@ -312,8 +312,10 @@ class Telemetry:
         """The head has found a slice of workers right."""
         self.metrics.slice_checks.inc()
 
-    def evaluated(self, generation: int, held_out: HeldOut) -> None:
-        """Canonical parameters were evaluated on held-out data."""
+    def evaluated(self, generation: int, held_out: HeldOut | None) -> None:
+        """Canonical parameters were evaluated on held-out data, or it was not their turn."""
+        if held_out is None:
+            return
         values = {"bits_per_byte": round(held_out.bits_per_byte, 6)}
         if held_out.accuracy is not None:
             values["accuracy"] = round(held_out.accuracy, 6)

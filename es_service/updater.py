@@ -1,13 +1,13 @@
 """Decides whether an update is made whole by every replica or in slices by some workers, and sees the slices through.
 
 Both give the same bits, so it may change its mind at any time: where slices make trouble, the votes go out instead, and
-for some updates after them. Of every joined step the head makes one slice itself, drawn in secret, if it has the time:
-workers that agree on a wrong one are found out.
+for some updates after them. Where two workers differ about a slice the head makes it, and of every joined step it makes
+one slice too, drawn in secret, if it has the time.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from math import inf
 from typing import Any
@@ -30,28 +30,37 @@ _PATIENCE = 3.0
 _LONGEST_SECONDS = 60.0
 """The same where nothing is known of the time."""
 _LONGEST_PAUSE = 64
-"""Updates that are made whole after slices have failed: one at first, twice as many each time, at most so many."""
+"""Updates that are made whole after slices: one at first, twice as many each time, at most so many."""
 
 
 @dataclass(frozen=True, slots=True)
 class _Check:
-    """A slice that the head makes too, and the workers that made it."""
+    """What workers made of a slice that the head makes too, and whether it went out as part of a step."""
 
-    generation: int
-    index: int
-    payload: bytes
-    workers: Sequence[str]
+    answers: Mapping[str, bytes]
+    applied: bool
 
 
 class Updater:
-    """One closed generation at a time. `send(worker, data, parts, size)` sends a message of so many bytes."""
+    """One closed generation at a time.
 
-    def __init__(self, config: RunConfig, pool: Pool, send: Callable[[str, bytes, Sequence[Any], int], None]) -> None:
+    `send(worker, data, parts, size)` sends a message of so many bytes. What a worker made that `is_wrong` counts no
+    more.
+    """
+
+    def __init__(
+        self,
+        config: RunConfig,
+        pool: Pool,
+        send: Callable[[str, bytes, Sequence[Any], int], None],
+        is_wrong: Callable[[str], bool],
+    ) -> None:
         layout = layout_of(config)
         self.run = run_id(config)
         self.mode = config.deployment.sliced_updates
         self.pool = pool
         self.send = send
+        self.is_wrong = is_wrong
         self.whole_seconds: float | None = None
         """What the last whole update took the head."""
         self._parts = slices(layout)
@@ -61,15 +70,19 @@ class Updater:
         self._update: SlicedUpdate | None = None
         self._record: Any = None
         self._began = -inf
-        self._tried = 0, 0.0
-        """Idle workers at the last update in slices, and the seconds that it took; 0 if it failed."""
-        self._check: _Check | None = None
+        self._checks: dict[tuple[int, int], _Check] = {}
+        """By generation and index of the slice."""
         self._pause = self._pauses = 0
 
     @property
     def busy(self) -> bool:
         """Whether slices are under way."""
         return self._update is not None
+
+    @property
+    def checking(self) -> bool:
+        """Whether the head is still to answer for a slice."""
+        return bool(self._checks)
 
     def begin(self, commit: Commit, workers: Sequence[str], now: float) -> bool:
         """Start on a commit of votes, if slices by these idle workers pay; else it is to be sent as it is."""
@@ -83,21 +96,17 @@ class Updater:
         self._commit = commit
         self._record = self.pool.broadcast(commit.record)
         self._update = SlicedUpdate(commit.generation, self._parts)
-        self._tried = len(workers), 0.0
         self._assign(workers)
         return True
 
     def _pays(self, workers: int, generation_seconds: float) -> bool:
-        """Whether so many idle workers are to make slices: where that has been tried, it must have been quicker."""
+        """Whether so many idle workers are to make slices."""
         if self.mode == "never" or workers < OPINIONS:
             return False
         if self.mode == "always":
             return True
         whole = self.whole_seconds
-        if whole is None or whole < max(_WORTH_SECONDS, _WORTH_SHARE * generation_seconds):
-            return False
-        tried, took = self._tried
-        return took < whole or not tried / 2 <= workers <= 2 * tried
+        return whole is not None and whole >= max(_WORTH_SECONDS, _WORTH_SHARE * generation_seconds)
 
     @property
     def _deadline(self) -> float:
@@ -118,16 +127,15 @@ class Updater:
             self._update.left(worker)
 
     def answered(self, worker: str, result: SliceResult) -> list[str]:
-        """A slice came back; the workers that it shows to be wrong. A late one counts for nothing.
+        """A slice came back; the workers that are wrong, if it is the head's. A late one counts for nothing.
 
-        Raises `WrongStepError` if it is the head's and the workers' was another.
+        Raises `WrongStepError` if a wrong one was part of a step that went out.
         """
         if worker == HEAD:
-            self._compare(result)
-            return []
-        if self._update is None or result.generation != self._update.generation:
-            return []
-        return self._update.returned(worker, result.index, result.payload)
+            return self._compare(result)
+        if self._update is not None and result.generation == self._update.generation:
+            self._update.returned(worker, result.index, result.payload)
+        return []
 
     def take(self, workers: Sequence[str], now: float) -> Commit | None:
         """The commit to be sent, once it is known: the step, or the votes if slices fail or take too long.
@@ -136,32 +144,34 @@ class Updater:
         """
         if self._update is None or self._commit is None:
             return None
-        votes, update, step = self._commit, self._update, self._update.step
-        if step is None:
+        self._update.withdraw(self.is_wrong)
+        commit, update, step = self._commit, self._update, self._update.step
+        if step is None and update.dispute is None:
             self._assign(workers)
             if now < self._deadline and not update.stuck:
                 return None
         self._commit = self._update = self._record = None
-        if step is None:
-            self._pauses = min(max(1, 2 * self._pauses), _LONGEST_PAUSE)
-            self._pause = self._pauses
-            return votes
-        self._pauses = 0
-        self._tried = self._tried[0], now - self._began
-        if self._check is None:
-            self._ask_head(votes, update)
-        return Commit(votes.generation, votes.threshold, step, is_step=True)
+        self._learn(step is not None, now - self._began)
+        if update.dispute:
+            self._ask_head(commit, *update.dispute, applied=False)
+        elif step is not None and not self._checks:
+            self._ask_head(commit, *update.drawn(), applied=True)
+        return commit if step is None else Commit(commit.generation, commit.threshold, step, is_step=True)
 
-    def _ask_head(self, commit: Commit, update: SlicedUpdate) -> None:
-        self._check = _Check(commit.generation, *update.drawn())
-        order = SliceOrder(self.run, commit.generation, self._check.index, commit.threshold, commit.record)
-        self.pool.send(HEAD, encode(order))
+    def _learn(self, joined: bool, took: float) -> None:
+        """Slices that failed, or were slower than a whole update, are not tried again for a while."""
+        slow = self.mode == "auto" and self.whole_seconds is not None and took >= self.whole_seconds
+        self._pauses = 0 if joined and not slow else min(max(1, 2 * self._pauses), _LONGEST_PAUSE)
+        self._pause = self._pauses
 
-    def _compare(self, result: SliceResult) -> None:
-        check, self._check = self._check, None
-        assert check
-        assert (check.generation, check.index) == (result.generation, result.index)
-        if result.payload != check.payload:
-            raise WrongStepError(
-                f"generation {check.generation}: {' and '.join(check.workers)} made the same wrong slice of its update"
-            )
+    def _ask_head(self, commit: Commit, index: int, answers: Mapping[str, bytes], applied: bool) -> None:
+        self._checks[commit.generation, index] = _Check(answers, applied)
+        self.pool.send(HEAD, encode(SliceOrder(self.run, commit.generation, index, commit.threshold, commit.record)))
+
+    def _compare(self, result: SliceResult) -> list[str]:
+        check = self._checks.pop((result.generation, result.index))
+        wrong = [name for name, payload in check.answers.items() if payload != result.payload]
+        if wrong and check.applied:
+            names = " and ".join(wrong)
+            raise WrongStepError(f"generation {result.generation}: {names} made the same wrong slice of its update")
+        return wrong

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import random
 from collections import deque
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import replace
 
 import numpy as np
@@ -85,7 +85,7 @@ def apply_step(ops: Ops, layout: Layout, parameters_P: Int8Array, step: bytes) -
 class SlicedUpdate:
     """Who makes which slice of one generation's update, and what came back.
 
-    Every slice goes to two workers, which must agree; where they do not, to more, until two do. `rng` draws them.
+    Every slice goes to two workers, which must agree. `rng` draws them.
     """
 
     def __init__(self, generation: int, parts: Sequence[Layout], rng: random.Random = _SECRET) -> None:
@@ -94,7 +94,6 @@ class SlicedUpdate:
         self._missing = deque(index for index in range(len(parts)) for _ in range(OPINIONS))
         self._holders: list[set[str]] = [set() for _ in parts]
         self._answers: list[dict[str, bytes]] = [{} for _ in parts]
-        self._settled: dict[int, bytes] = {}
         self._rng = rng
 
     def assign(self, workers: Iterable[str]) -> list[tuple[str, int]]:
@@ -107,8 +106,6 @@ class SlicedUpdate:
         turn, given = deque(self._rng.sample(names, len(names))), []
         for _ in range(len(self._missing)):
             index = self._missing.popleft()
-            if index in self._settled:
-                continue
             for _ in range(len(turn)):
                 name = turn[0]
                 turn.rotate(-1)
@@ -127,41 +124,41 @@ class SlicedUpdate:
                 holders.remove(worker)
                 self._missing.append(index)
 
-    def returned(self, worker: str, index: int, payload: bytes) -> list[str]:
-        """An answer; the workers that it shows to be wrong. Raises `MessageError` if the worker does not hold it."""
-        if 0 <= index < len(self.parts) and worker in self._answers[index]:
-            return []  # a second answer does not count, whatever it says
-        if not 0 <= index < len(self.parts) or worker not in self._holders[index]:
+    def withdraw(self, is_wrong: Callable[[str], bool]) -> None:
+        """What workers made, or hold, that were found wrong is missing."""
+        for index, (holders, answers) in enumerate(zip(self._holders, self._answers, strict=True)):
+            for worker in filter(is_wrong, [*holders, *answers]):
+                holders.discard(worker)
+                answers.pop(worker, None)
+                self._missing.append(index)
+
+    def returned(self, worker: str, index: int, payload: bytes) -> None:
+        """An answer; a second one does not count. Raises `MessageError` if the worker does not hold the slice."""
+        if not 0 <= index < len(self.parts) or worker not in self._holders[index] | self._answers[index].keys():
             raise MessageError(f"nobody asked for slice {index} of the update")
         check_slice(self.parts[index], payload)
-        self._holders[index].remove(worker)
-        answers = self._answers[index]
-        answers[worker] = payload
-        given = list(answers.values())
-        right = self._settled.get(index) or (payload if given.count(payload) >= OPINIONS else None)
-        if right is None:
-            if not self._holders[index] and len(answers) >= OPINIONS:
-                self._missing.append(index)
-            return []
-        first = index not in self._settled
-        self._settled[index] = right
-        suspects = answers if first else {worker: payload}
-        return [name for name, answer in suspects.items() if answer != right]
+        self._holders[index].discard(worker)
+        self._answers[index].setdefault(worker, payload)
 
-    def drawn(self) -> tuple[int, bytes, list[str]]:
-        """One of the settled slices, its moves, and who made them: for the head to compare with its own."""
-        index = self._rng.choice(sorted(self._settled))
-        right = self._settled[index]
-        return index, right, [name for name, answer in self._answers[index].items() if answer == right]
+    @property
+    def dispute(self) -> tuple[int, dict[str, bytes]] | None:
+        """A slice of which two workers made different things, and what each of them made."""
+        disputes = (item for item in enumerate(self._answers) if len(set(item[1].values())) > 1)
+        return next(disputes, None)
+
+    def drawn(self) -> tuple[int, dict[str, bytes]]:
+        """One of the slices, and what its workers made of it: for the head to compare with its own."""
+        index = self._rng.randrange(len(self.parts))
+        return index, self._answers[index]
 
     @property
     def stuck(self) -> bool:
-        """Whether something is not settled that nobody works on."""
-        return any(index not in self._settled and not self._holders[index] for index in range(len(self.parts)))
+        """Whether something is missing that nobody works on."""
+        return any(len(a) < OPINIONS and not h for a, h in zip(self._answers, self._holders, strict=True))
 
     @property
     def step(self) -> bytes | None:
-        """The joined step, when all slices are settled."""
-        if len(self._settled) < len(self.parts):
+        """The joined step, when there are two equal answers for every slice."""
+        if self.dispute or any(len(answers) < OPINIONS for answers in self._answers):
             return None
-        return b"".join(self._settled[index] for index in range(len(self.parts)))
+        return b"".join(next(iter(answers.values())) for answers in self._answers)

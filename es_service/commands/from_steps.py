@@ -100,7 +100,8 @@ def _resume_as(rebuild: Rebuild, generation: int, directory: RunDirectory) -> No
     except OSError as error:
         raise RunError(f"{directory.path}: the run cannot be made: {error.strerror}; repair or free it") from error
     where = "" if runs_dir == Path("runs") else f" --runs-dir {runs_dir}"
-    print(f"{directory.path}: {generation} generations; go on with: es-service resume {directory.name}{where}")
+    goal = " --set deployment.generations=GOAL" if generation == config.deployment.generations else ""
+    print(f"{directory.path}: {generation} generations; go on with: es-service resume {directory.name}{where}{goal}")
 
 
 def _make_run(directory: RunDirectory, config: RunConfig, rebuild: Rebuild, generation: int) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import random
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -140,7 +141,7 @@ def late(coordinator, until):
     coordinator.pool.send = later
 
 
-def betrayed(config, until):
+def betrayed(config, until, left=()):
     """A run that paused because of a wrong step 2, which the head looked at when generation `until` was open."""
     directory = RunDirectory(config.deployment.runs_dir, f"betrayed-{until}")
     coordinator = open_session(config, directory, False, ReferenceOps(), pool(Evaluator, Evaluator))
@@ -148,7 +149,7 @@ def betrayed(config, until):
     late(coordinator, until)
     with pytest.raises(WrongStepError, match=r"generation 2: w\d and w\d made the same wrong slice of its update"):
         coordinator.run()
-    assert not keyframes.list_generations(directory.keyframes_path)
+    assert keyframes.list_generations(directory.keyframes_path) == list(left)
     assert coordinator.heartbeat().state == "failed"
     return directory
 
@@ -172,8 +173,12 @@ def test_where_votes_were_cast_on_a_wrong_step_the_run_goes_on_elsewhere(tiny_co
     assert cli.main(["steps", "betrayed-4", "--out", steps, *where]) == 3
     assert cli.main(["steps", "betrayed-4", "--generation", "2", "--out", steps, *where]) == 0
     assert cli.main(["from-steps", steps, "--resume-as", "trusted", *where]) == 0
-    assert "2 generations of betrayed-4" in capsys.readouterr().out
-    assert train(config, directory=RunDirectory(directory.path.parent, "trusted")).journal == whole.journal
+    assert "go on with: es-service resume trusted" in capsys.readouterr().out
+    assert (
+        cli.main(["resume", "trusted", *where, "--set", "deployment.pool=local", "--set", "deployment.generations=5"])
+        == 0
+    )
+    assert RunDirectory(directory.path.parent, "trusted").journal_path.read_bytes() == whole.journal
 
 
 def test_the_head_draws_the_slice_that_it_makes_too(tiny_config):
@@ -183,3 +188,36 @@ def test_the_head_draws_the_slice_that_it_makes_too(tiny_config):
     assert parts > 1
     with pytest.raises(WrongStepError):
         train(config, pool(Evaluator, Evaluator), prepare=conspiring(0, about={0}))
+
+
+def test_a_run_that_is_stopped_waits_for_the_slice_that_the_head_makes(tiny_config):
+    """The end of the run is no place for a lie either."""
+    config = deployed(sliced(tiny_config()), generations=100)
+    directory = RunDirectory(config.deployment.runs_dir, "stopped")
+    coordinator = open_session(config, directory, False, ReferenceOps(), pool(Evaluator, Evaluator))
+    conspiring(2)(coordinator)
+    publish = coordinator._publish
+
+    def stopped(commit):
+        publish(commit)
+        if commit.generation == 2:
+            coordinator.stop("enough")
+
+    coordinator._publish = stopped
+    with pytest.raises(WrongStepError):
+        coordinator.run()
+
+
+def test_keyframes_that_cannot_be_set_aside_are_named(tiny_config, monkeypatch):
+    rename = Path.rename
+
+    def stuck(self, target):
+        if self.name == "1.safetensors":
+            raise PermissionError("read-only")
+        return rename(self, target)
+
+    monkeypatch.setattr(Path, "rename", stuck)
+    directory = betrayed(sliced(tiny_config()), until=3, left=[1])
+    (failed,) = [event for event in directory.events() if event["kind"] == "failed"]
+    assert "w0" in failed["reason"]
+    assert f"Remove {directory.keyframes_path / '1.safetensors'} by hand" in failed["reason"]
