@@ -93,9 +93,10 @@ def run(arguments: argparse.Namespace) -> None:
 
 
 def measure(arguments: argparse.Namespace) -> None:
-    """Seconds a step, the least of the steps after the first; noise_step judges by forward mode, as the service does.
+    """Seconds a step, the least of some; noise_step judges by forward mode, as the service does.
 
-    All on one thread, so that the seconds of the CPU say what the step takes also where the machine is busy.
+    What lies between the first two states is left out, as something is set up there, and between the last two, where
+    nothing is judged. All on one thread, so that the seconds of the CPU say what a step takes also on a busy machine.
     """
     print(f"{noise_report.machine()}, load {os.getloadavg()[0]:.1f}\n")
     print("| task | method | seconds of the clock | of the CPU |\n|---|---|---|---|")
@@ -106,7 +107,7 @@ def measure(arguments: argparse.Namespace) -> None:
             steps = 6
             states = noise_step(problem, steps, True) if method.train is noise_step else method.train(problem, steps)
             times = [(time.perf_counter(), time.process_time()) for _ in states]
-            least = [min(b - a for a, b in list(pairwise(clock))[1:]) for clock in zip(*times, strict=True)]
+            least = [min(b - a for a, b in list(pairwise(clock))[1:-1]) for clock in zip(*times, strict=True)]
             print(f"| {task} | {method.label} | {least[0]:.3f} | {least[1]:.3f} |", flush=True)
 
 
