@@ -62,6 +62,7 @@ chaos: install
 
 # The runs of docs/noise-step-experiments.md that its results lack, then its tables and plots.
 noise-step-experiments: install
+	$(BIN)/python -m benchmarks.noise_step tune
 	$(BIN)/python -m benchmarks.noise_step run
 	$(BIN)/python -m benchmarks.noise_step report
 

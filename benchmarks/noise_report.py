@@ -23,7 +23,7 @@ TARGETS = {"digits": ("accuracy", 0.9), "text": ("bits", 4.5), "headers": ("bits
 """The level of held-out accuracy, or of bits a byte, at which costs are compared."""
 _LINES = (
     ("#d55e00", "-"), ("#e69f00", "-"), ("#0072b2", "-"), ("#56b4e9", "--"), ("#56b4e9", ":"), ("#882255", "--"),
-    ("#882255", "-"), ("#999999", "-"), ("#000000", "-"), ("#009e73", "-"), ("#cc79a7", "-"),
+    ("#882255", "-"), ("#999999", "-"), ("#000000", "-"), ("#009e73", "-"), ("#cc79a7", "--"), ("#cc79a7", "-"),
 )  # fmt: skip
 LINES = dict(zip(METHODS, _LINES, strict=True))
 """Colour and style of each method."""

@@ -1,10 +1,11 @@
 """The experiments of docs/noise-step-experiments.md: noise_step and baselines on three tasks, equal data.
 
+    python -m benchmarks.noise_step tune      settings of EGGROLL, one line of JSON for each that is tried
     python -m benchmarks.noise_step run       each (task, method, seed) that the results lack, one line of JSON each
     python -m benchmarks.noise_step report    tables on standard output, plots into docs/
     python -m benchmarks.noise_step time      seconds a step on this machine, alignments by forward mode
 
-`run` can be stopped at any time: what is finished is kept, and the next call goes on with the rest.
+`tune` and `run` can be stopped at any time: what is finished is kept, and the next call goes on with the rest.
 """
 
 from __future__ import annotations
@@ -18,11 +19,13 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
-from benchmarks import noise_report
+from benchmarks import noise_report, noise_tuning
 from benchmarks.noise_methods import METHODS, differing_votes, noise_step
 from benchmarks.noise_problem import TASKS, open_problem
 
 RESULTS = Path(__file__).parents[1] / "docs" / "noise-step-experiments.jsonl"
+TRIALS = RESULTS.with_name("noise-step-tuning.jsonl")
+TUNED = ("digits", "text")
 CHECKED = (0, 100)
 """Generations whose votes are cast by forward mode, too, with the first seed."""
 
@@ -76,7 +79,7 @@ def pending(results: list[dict[str, Any]], arguments: argparse.Namespace) -> Ite
     for seed in range(arguments.seeds):
         for task in arguments.tasks:
             for name in arguments.methods:
-                if (task, name, seed) not in done:
+                if task in METHODS[name].tasks and (task, name, seed) not in done:
                     yield task, name, seed
 
 
@@ -113,7 +116,7 @@ def measure(arguments: argparse.Namespace) -> None:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("command", choices=["run", "report", "time"])
+    parser.add_argument("command", choices=["tune", "run", "report", "time"])
     parser.add_argument("--tasks", nargs="+", default=list(TASKS), choices=TASKS)
     parser.add_argument("--methods", nargs="+", default=list(METHODS), choices=METHODS)
     parser.add_argument("--seeds", type=int, default=3)
@@ -123,6 +126,9 @@ def main() -> None:
     arguments = parser.parse_args()
     if arguments.command == "report":
         noise_report.report(load_results(arguments.results), arguments.results.parent)
+        noise_tuning.table(TRIALS, [task for task in arguments.tasks if task in TUNED], arguments.steps)
+    elif arguments.command == "tune":
+        noise_tuning.tune(TRIALS, [task for task in arguments.tasks if task in TUNED], arguments.steps)
     else:
         {"run": run, "time": measure}[arguments.command](arguments)
 

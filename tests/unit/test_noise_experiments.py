@@ -10,7 +10,7 @@ import pytest
 torch = pytest.importorskip("torch")
 pytest.importorskip("sklearn")
 
-from benchmarks import noise_methods, noise_report, noise_step  # noqa: E402
+from benchmarks import noise_methods, noise_report, noise_step, noise_tuning  # noqa: E402
 from benchmarks.noise_problem import loss, open_problem, torch_batch  # noqa: E402
 from es_service.models.ternary_net import judge  # noqa: E402
 from es_service.problem import initial_parameters  # noqa: E402
@@ -44,7 +44,7 @@ def test_the_loss_of_the_experiments_is_that_of_the_service():
 def test_every_method_learns(name):
     more = {"automatic": ("algorithm.density.most=32",), "columns": COLUMNS, "columns-4": COLUMNS}
     overrides = (*DIGITS, *more.get(name, ()))
-    steps = 12 if name == "eggroll" else 40
+    steps = 12 if name.startswith("eggroll") else 40
     result = noise_step.run_one("digits", name, 0, steps, steps // 4, (0,), overrides)
     assert len(result["held_out"]) == 5
     assert len(result["loss"]) == len(result["nonzeros"]) == 4
@@ -86,6 +86,41 @@ def test_finished_runs_are_kept_and_reported(tmp_path, monkeypatch, capsys):
     assert "| 10 | 1.3e+09 | 129 |" in table
     assert "Votes that forward mode casts otherwise: 0 of 768." in table
     assert (tmp_path / "noise-step-digits.png").stat().st_size > 20_000
+
+
+def test_the_search_goes_on_from_its_grid_to_the_best_and_where_it_was(tmp_path, monkeypatch):
+    path, tried = tmp_path / "trials.jsonl", []
+    best = (0.3, 0.2)  # beyond the grid
+
+    def loss(trial):
+        tried.append(trial)
+        if len(tried) == 7 or (trial.scored and trial not in tried[:-1]):
+            raise KeyboardInterrupt
+        far = abs(np.log(trial.sigma / best[0])) + abs(np.log(trial.rate / best[1]))
+        return far - 0.01 * trial.scored
+
+    monkeypatch.setattr(noise_tuning, "_loss", loss)
+    for _ in range(2):
+        with pytest.raises(KeyboardInterrupt):
+            noise_tuning.tune(path, ["digits"], 400)
+        assert noise_tuning.best(noise_tuning.load(path), "digits", 400) is None
+    noise_tuning.tune(path, ["digits"], 400)
+    count = len(tried)
+    noise_tuning.tune(path, ["digits"], 400)
+    found = noise_tuning.load(path)
+    assert count == len(tried) == len(found) + 2
+    assert len(set(tried)) == len(found)
+    assert {trial.steps for trial in found} == {80}
+    assert [trial for trial in found if trial.scored] == [noise_tuning.Trial("digits", 80, *best, True)]
+    assert noise_tuning.best(found, "digits", 400) == noise_tuning.Trial("digits", 80, *best, True)
+    around = {(0.3, 0.4), (0.3, 0.1), (1.0, 0.2), (0.1, 0.2)}
+    assert around < {(trial.sigma, trial.rate) for trial in found}
+
+
+@pytest.mark.parametrize("task", noise_step.TUNED)
+def test_eggroll_has_the_settings_that_the_search_found(task):
+    found = noise_tuning.best(noise_tuning.load(noise_step.TRIALS), task, 400)
+    assert noise_methods.EGGROLL[task] == {"sigma": found.sigma, "rate": found.rate, "scored": found.scored}
 
 
 def test_the_third_task_is_other_text_for_another_network():
