@@ -228,6 +228,7 @@ class Coordinator:
             case Gone(worker, reason):
                 self.telemetry.worker_gone(worker, reason)
                 self._replicas.pop(worker, None)
+                self._sharing.discard(worker)
                 self._empty.pop(worker, None)
                 self.updater.left(worker)
                 self._handle(events.Left(worker))

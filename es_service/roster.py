@@ -9,6 +9,9 @@ from enum import Enum
 
 __all__ = ["Roster", "State", "Worker"]
 
+_MOST_RUNS = 32
+"""Runs of generations that are told apart for each worker; beyond that the two oldest become one, gap and all."""
+
 
 class State(Enum):
     """What a worker may do. A quarantined one gave wrong results; a draining one is about to be taken away."""
@@ -169,7 +172,7 @@ class Roster:
                     yield from self._shelves[load, faulty, shares]
 
     def touched(self, name: str) -> str:
-        """The committed generations that hold votes of a worker, such as "0-4, 7"."""
+        """The committed generations that hold votes of a worker, such as "0-4, 7"; of those long ago, roughly."""
         runs = self._touched.get(name, [])
         return ", ".join(f"{first}-{last}" if first < last else f"{first}" for first, last in runs)
 
@@ -181,6 +184,8 @@ class Roster:
                 runs[-1][1] = generation
             else:
                 runs.append([generation, generation])
+            if len(runs) > _MOST_RUNS:
+                runs[:2] = [[runs[0][0], runs[1][1]]]
 
     def start_clock(self, now: float) -> None:
         """Leases that were given out before the first tick count from it."""

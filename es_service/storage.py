@@ -179,6 +179,7 @@ class Uploader:
         self.problem = ""
         self._storage, self._directory, self._writer = storage, directory, writer
         self._every_seconds = config.deployment.storage_every_seconds
+        self._keep = config.deployment.keep_keyframes
         self._config = b""
         self._mark = secrets.token_hex(8).encode()
         self._marked = False
@@ -292,7 +293,7 @@ class Uploader:
         return len(config)
 
     def _sync_keyframes(self) -> int:
-        """What is stored becomes what is here; a directory that is gone is no reason to remove them."""
+        """New ones are stored; those that are too old are removed, and those that were set aside here."""
         folder, stored = self._directory.keyframes_path, 0
         here = [f"{generation}.safetensors" for generation in keyframes.list_generations(folder)]
         for name in here:
@@ -304,8 +305,10 @@ class Uploader:
                 self._storage.write(f"keyframes/{name}", data)
                 self._saved.add(name)
                 stored += len(data)
-        for name in self._saved.difference(here) if folder.is_dir() else ():
-            self._storage.remove(f"keyframes/{name}")
+        old = sorted(self._saved, key=lambda name: int(name.partition(".")[0]))[: -self._keep] if self._keep else []
+        for name in {*old, *(name for name in self._saved if (folder / f"{name}.wrong").exists())}:
+            with suppress(FileNotFoundError):
+                self._storage.remove(f"keyframes/{name}")
             self._saved.discard(name)
         return stored
 

@@ -30,6 +30,7 @@ from es_service.messages import Lease, LeaseResult
 from es_service.plan import Plan
 from es_service.policy import Policy
 from es_service.pools import HEAD
+from es_service.roster import Roster
 from es_service.slots import Slot, equal, generations_to_find, is_audited
 
 RIGHT = 7
@@ -334,3 +335,15 @@ def test_the_formula():
     assert generations_to_find(1.0, 1) == 1
     assert generations_to_find(0.0, 1) > 10**18
     assert generations_to_find(0.01, 4, confidence=0.95) == 75  # 1 - 0.99^300 = 0.951
+
+
+def test_generations_of_long_ago_are_told_roughly():
+    roster = Roster(depth=2)
+    for generation in range(0, 2_000_000, 2):
+        roster.touch(["w"], generation)
+        if generation == 6:
+            assert roster.touched("w") == "0, 2, 4, 6"
+    told = roster.touched("w")
+    assert len(told) < 400
+    assert told.startswith("0-1")
+    assert told.endswith("1999994, 1999996, 1999998")

@@ -120,6 +120,17 @@ def test_old_keyframes_are_removed_there_too(tiny_config, url):
     assert names == ["4.safetensors", "5.safetensors"]
 
 
+def test_keyframes_that_were_set_aside_are_removed_there_and_no_others(tiny_config, url):
+    run = train(tiny_config(deployment__storage_url=url, deployment__generations=4))
+    stored = Storage(url, run.directory.name)
+    assert [name for name, _ in stored.names("keyframes")] == ["0.safetensors", "2.safetensors", "4.safetensors"]
+    (run.directory.keyframes_path / "0.safetensors").unlink()  # to make room here
+    wrong = run.directory.keyframes_path / "2.safetensors"
+    wrong.rename(f"{wrong}.wrong")
+    train(deployed(run.config, generations=5), directory=run.directory)
+    assert [name for name, _ in stored.names("keyframes")] == ["0.safetensors", "4.safetensors", "5.safetensors"]
+
+
 # What goes wrong there.
 
 
