@@ -126,7 +126,7 @@ def test_relays_bring_the_answers_of_a_node_together():
     alone = seconds(ray_call=1e-3, node_workers=1) - seconds()
     together = seconds(ray_call=1e-3, node_workers=8) - seconds()
     assert alone == pytest.approx(64 * 0.5e-3, rel=0.1), "orders go out one after the other, and answers come so"
-    assert together == pytest.approx(alone / 8, rel=0.2)
+    assert alone / 8 < together < alone / 5
 
 
 def test_a_relay_waits_for_more_answers_but_not_for_long():
