@@ -246,7 +246,8 @@ class SimulatedPool:
                         worker.replica += 1
                         self._update(worker, 1.0, commit.is_step)
                 assert worker.replica == message.lease.generation, "an order without the commits that it needs"
-                return self._answer(self._evaluate(worker, message.lease))
+                if message.lease.num_units:
+                    return self._answer(self._evaluate(worker, message.lease))
             case SliceOrder():
                 size = self._parts[message.index].size
                 self._update(worker, size / self._layout.size, is_step=False)

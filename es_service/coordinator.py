@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import threading
 import time
-from collections import Counter, deque
+from collections import deque
 from collections.abc import Callable, Sequence
 from contextlib import suppress
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import Any
 
 from es_service import events, journal
@@ -27,17 +27,14 @@ from es_service.messages import (
     LeaseResult,
     Order,
     Restore,
-    Share,
     SliceResult,
     decode,
     encode,
-    encode_commit,
-    encode_order,
-    encode_restore,
 )
 from es_service.plan import Plan
 from es_service.pools import HEAD, Gone, Leaving, Pool, PoolEvent, Ready, Reply, Unplaced
 from es_service.problem import algorithm_of, plan_of, run_id
+from es_service.replicas import Replicas
 from es_service.storage import Uploader
 from es_service.telemetry import Status, Telemetry
 from es_service.updater import Updater
@@ -45,18 +42,10 @@ from es_service.updater import Updater
 __all__ = ["Coordinator"]
 
 _POLL_SECONDS = 0.05
-_KEPT_COMMITS = 32
 _KEPT_PLANS = 8
 """Generations of which late results are told from malformed ones."""
-
-
-@dataclass(frozen=True, slots=True)
-class _Sendable:
-    """The commit that leaves `generation`, or its parameters: `size` bytes, as the pool wants them."""
-
-    generation: int
-    size: int
-    data: Any
+_SPARES = 4
+"""Workers that evaluate, for each without a lease, from which on those without are few enough to be kept up to date."""
 
 
 class Coordinator:
@@ -92,12 +81,8 @@ class Coordinator:
         self.run_id = run_id(config)
         self.updater = Updater(config, pool, self._send_parts, self.machine.roster.is_quarantined)
         self.telemetry = telemetry
-        self._recent: deque[_Sendable] = deque(maxlen=_KEPT_COMMITS + policy.max_lag)
-        self._parameters = _Sendable(0, 0, None)  # none stand for those of the seed
-        self._replicas: dict[str, int] = {}
-        self._sharing: set[str] = set()
-        self._empty = Counter[str]()
-        """Empty replies that are still to come from each worker: those to parameters."""
+        self._kept_up = writer.generation
+        self.replicas = Replicas(self.run_id, policy.max_lag, pool, aggregator, self._send_parts)
         self._stop, self._stop_reason = threading.Event(), ""
         self._scales: deque[int] = deque()
         self._began = self._last_beat = clock()
@@ -176,13 +161,14 @@ class Coordinator:
             applied = self.aggregator.take(0.0 if busy else _POLL_SECONDS)
         for news in applied:
             self._on_aggregator(news)
-        self.telemetry.look(self.machine, self._replicas)
+        self._keep_up()
+        self.telemetry.look(self.machine, self.replicas.generations)
         self._check_scale()
         self._check_stop()
 
     def _patience(self) -> float:
         """How long to wait for workers: not long while workers of this node wait for the aggregator."""
-        waiting = self._sharing and self.machine.aggregated < self.machine.generation
+        waiting = self.replicas.sharing and self.machine.aggregated < self.machine.generation
         return _POLL_SECONDS / 20 if waiting else _POLL_SECONDS
 
     def _check_stop(self) -> None:
@@ -222,14 +208,12 @@ class Coordinator:
             case Ready(worker, about, shares):
                 self.telemetry.worker_ready(worker, about)
                 if shares:
-                    self._sharing.add(worker)
+                    self.replicas.sharing.add(worker)
                 self._handle(events.Joined(worker, shares))
                 self.telemetry.fleet(self.machine.roster.size)
             case Gone(worker, reason):
                 self.telemetry.worker_gone(worker, reason)
-                self._replicas.pop(worker, None)
-                self._sharing.discard(worker)
-                self._empty.pop(worker, None)
+                self.replicas.left(worker)
                 self.updater.left(worker)
                 self._handle(events.Left(worker))
                 self.telemetry.fleet(self.machine.roster.size)
@@ -237,8 +221,8 @@ class Coordinator:
                 self._handle(events.Draining(worker, reason))
             case Unplaced(workers, need):
                 self.telemetry.unplaced(workers, need)
-            case Reply(worker, b"") if self._empty[worker]:
-                self._empty[worker] -= 1
+            case Reply(worker, b"") if self.replicas.empty[worker]:
+                self.replicas.empty[worker] -= 1
             case Reply(worker, data):
                 if worker != HEAD:
                     self.telemetry.received(len(data))
@@ -300,9 +284,10 @@ class Coordinator:
         while commands:
             match commands.popleft():
                 case SendRestore(worker):
-                    self._restore(worker)
+                    self.replicas.restore(worker)
                 case Assign(worker, lease):
-                    self._order(worker, lease)
+                    self.replicas.order(worker, lease, self._threshold)
+                    self.telemetry.assigned(worker, lease)
                 case Judge(lease):
                     self._judge(lease)
                 case Close(number, results):
@@ -317,44 +302,19 @@ class Coordinator:
                 case Finish() as finish:
                     self._finish = finish
 
-    def _order(self, worker: str, lease: Lease) -> None:
-        """Send a lease, after the commits that the replica lacks; those were made ready for all workers at once."""
-        commits = self._commits_for(worker, lease.generation)
-        data = encode_order(self.run_id, lease, self._threshold, len(commits))
-        size = len(data) + sum(commit.size for commit in commits)
-        self._send_parts(worker, data, [commit.data for commit in commits], size)
-        self._replicas[worker] = lease.generation
-        self.telemetry.assigned(worker, lease)
-
-    def _commits_for(self, worker: str, generation: int) -> tuple[_Sendable, ...]:
-        """Commits between what the replica has and `generation`; restores it first if they are no longer kept."""
-        oldest = self._recent[0].generation if self._recent else generation
-        if self._replicas[worker] < (generation if worker in self._sharing else oldest):
-            self._restore(worker)
-        return tuple(commit for commit in self._recent if self._replicas[worker] <= commit.generation < generation)
-
-    def _restore(self, worker: str) -> None:
-        """The canonical parameters: made ready once a generation, for all workers that join in it."""
-        canonical = self.aggregator.canonical
-        what = (self.run_id, canonical.generation, canonical.digest)
-        if worker in self._sharing:
-            data = encode(Share(*what, str(self.aggregator.shared.path)))
-            self._send_parts(worker, data, [], len(data))
-        else:
-            if self._parameters.generation != canonical.generation:
-                data = canonical.parameters_P.tobytes()
-                self._parameters = _Sendable(canonical.generation, len(data), self.pool.broadcast(data))
-            size = self._parameters.size
-            data = encode_restore(*what, size)
-            self._send_parts(worker, data, [self._parameters.data] if size else [], len(data) + size)
-        self._empty[worker] += 1
-        self._replicas[worker] = canonical.generation
+    def _keep_up(self) -> None:
+        """When a generation has opened, the few workers that it has no lease for get the commits too."""
+        if self.machine.generation == self._kept_up:
+            return
+        self._kept_up, idle = self.machine.generation, self._idle()
+        if _SPARES * len(idle) <= self.machine.in_flight:
+            self.replicas.keep_up(idle, self.machine.generation)
 
     def _judge(self, lease: Lease) -> None:
         """To the evaluator in this process, with the canonical parameters; no bytes on any wire."""
         canonical = self.aggregator.canonical
         what = (self.run_id, canonical.generation, canonical.digest)
-        self._empty[HEAD] += 1
+        self.replicas.empty[HEAD] += 1
         self.pool.send(HEAD, encode(Restore(*what, canonical.parameters_P.tobytes())))
         self.pool.send(HEAD, encode(Order(self.run_id, lease, self._threshold, ())))
 
@@ -393,6 +353,5 @@ class Coordinator:
 
     def _publish(self, commit: Commit) -> None:
         """To the replicas, with their next leases, and to the canonical parameters."""
-        data = encode_commit(commit)
-        self._recent.append(_Sendable(commit.generation, len(data), self.pool.broadcast(data)))
+        self.replicas.publish(commit)
         self.aggregator.submit(commit)

@@ -68,7 +68,8 @@ class Commit:
 class Order:
     """Head to worker: apply these commits as far as they are new, then evaluate the lease.
 
-    `threshold` will stand in the record of the lease's generation.
+    `threshold` will stand in the record of the lease's generation. A lease of no units is not evaluated: then the
+    commits are all that there is, and the answer is empty.
     """
 
     run: int

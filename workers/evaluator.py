@@ -48,13 +48,14 @@ class Evaluator:
         self._digest = 0
 
     def handle(self, data: bytes) -> bytes:
-        """Answer one message: an `Order` with `LeaseResult` or `Behind`, a `Restore` or `Share` with nothing."""
+        """Answer one message: an `Order` with `LeaseResult` or `Behind`, commits alone and parameters with nothing."""
         message: Message = decode(data)
         if message.run != self.run:
             raise MessageError("this message belongs to another run")
         match message:
             case Order():
-                return encode(self.work(message))
+                answer = self.work(message)
+                return encode(answer) if answer else b""
             case SliceOrder():
                 return encode(self.slice(message))
             case Restore():
@@ -92,11 +93,13 @@ class Evaluator:
             raise DivergenceError(f"generation {message.generation} arrived with digest {digest:016x}")
         self._take(parameters_P, message.generation, digest)
 
-    def work(self, order: Order) -> LeaseResult | Behind:
-        """Apply the commits that are new, then evaluate the lease."""
+    def work(self, order: Order) -> LeaseResult | Behind | None:
+        """Apply the commits that are new, then evaluate the lease, if it has any units."""
         for commit in order.commits:
             if commit.generation == self.generation:
                 self.advance(commit)
+        if not order.lease.num_units:
+            return None
         if self.generation != order.lease.generation:
             return Behind(self.run, order.lease, self.generation)
         return self.evaluate(order.lease, order.threshold)

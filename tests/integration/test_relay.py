@@ -7,7 +7,7 @@ import signal
 from pathlib import Path
 
 import pytest
-from rays import GENERATIONS, finish, run, worker_pids
+from rays import finish, run, wait_for, worker_pids
 
 from es_service import launch as launch_module
 from es_service.directory import RunDirectory
@@ -56,10 +56,8 @@ def relay_pids():
 
 def test_answers_of_a_node_come_together(make_config, ray_address, undisturbed, calls):
     assert run(make_config(workers=WORKERS, sliced_updates="always"), "relayed", ray_address) == undisturbed
-    answers = [events.count("Reply") for events in calls()]
-    assert max(answers) > 1
-    assert sum(answers) > 4 * GENERATIONS, "about half of 8 leases a generation, slices and parameters"
-    assert relay_pids() == []
+    assert max(events.count("Reply") for events in calls()) > 1
+    wait_for(lambda: not relay_pids())
 
 
 @pytest.mark.parametrize("victim", ["worker", "relay"])

@@ -9,7 +9,8 @@ from collections import Counter
 import pytest
 from harness import deployed, expected, local, train
 
-from es_service import coordinator as module
+from es_service import coordinator as coordinator_module
+from es_service import replicas as module
 from es_service.directory import RunDirectory
 from es_service.errors import JournalError
 from es_service.messages import LeaseResult, Order, Restore, Share, decode, encode
@@ -402,3 +403,17 @@ def test_results_are_of_the_run(tiny_config):
     assert all(isinstance(result, LeaseResult) for result in results)
     assert sum(result.score_sum for result in results) == run.contents.commits[0].score_sum
     assert b"".join(result.payload for result in results) == run.contents.commits[0].record
+
+
+def test_workers_without_a_lease_get_the_commits_all_the_same(tiny_config, monkeypatch):
+    """So that a lease that they get later waits for one update, and not for several."""
+    monkeypatch.setattr(coordinator_module, "_SPARES", 0)
+    make, pools = watched(5)
+    run = train(deployed(tiny_config(), lease_pairs=5), make)
+    assert run.journal == expected(tiny_config())
+    orders = [message for _, message, _ in pools[0].sent if isinstance(message, Order)]
+    alone = [message for message in orders if not message.lease.num_units]
+    assert alone
+    assert all(message.commits for message in alone)
+    assert all(len(message.commits) <= 1 for message in orders), "nobody is more than one generation behind"
+    assert run.events["malformed"] == 0
