@@ -166,7 +166,7 @@ class NoiseStep(AbstractAlgorithm):
 
         Sums of float32 are off by a share of their largest terms, which a small sum does not show: 2^-10 of the largest
         alignment, and where losses are subtracted 2^-18 of the loss. Where errors are counted, one example more or less
-        at one end. So a lie that passes for honest moves the objective by no more than that, to first order.
+        at one end. What a lie within that can do: docs/noise-step.md, "What is exact".
         """
         if self.config.objective == "errors":
             return 1 / (2 * self.batch)
