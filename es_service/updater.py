@@ -23,7 +23,7 @@ __all__ = ["Updater"]
 
 _WORTH_SECONDS = 0.2
 """Whole updates that take the head less than this are left whole: slices cost round trips."""
-_WORTH_SHARE = 0.1
+_WORTH_SHARE = 0.03
 """The same as a share of a generation."""
 _PATIENCE = 3.0
 """Multiple of the seconds of a whole update after which the votes go out instead; at least one second."""

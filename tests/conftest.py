@@ -42,6 +42,7 @@ TINY: dict[str, Any] = {
         "keyframe_every": 2,
         "metrics_port": -1,
         "audit_share": 0.0,
+        "sliced_updates": "never",
         "detach": True,
     },
 }

@@ -257,9 +257,8 @@ class RayPool:
         try:
             answers = branch.answers(ref)
         except RayError as error:
-            if self._branches.get(branch.node) is branch:
-                del self._branches[branch.node]
             answers = [(worker, error) for worker in branch.unanswered]
+            self._end(branch)
         events: list[PoolEvent] = []
         for worker, answer in answers:
             if isinstance(answer, bytes):
@@ -267,6 +266,13 @@ class RayPool:
             elif worker in self._actors:  # else it was lost by another answer of these
                 events += self._lost(_Call(worker, False, 0.0), answer, gone=isinstance(answer, RayError))
         return events
+
+    def _end(self, branch: Branch) -> None:
+        """Its node has no workers any more, or it has lost their answers."""
+        if self._branches.get(branch.node) is branch:
+            del self._branches[branch.node]
+            branch.close()
+        self._calls = {ref: call for ref, call in self._calls.items() if call.branch is not branch}
 
     def _answered(self, worker: str, answer: bytes) -> Reply:
         if answer:
@@ -300,6 +306,8 @@ class RayPool:
         branch = self._branches.get(self._nodes.pop(worker, ""))
         if branch is not None:
             branch.forget(worker)
+            if not branch.unanswered:
+                self._end(branch)
         self._proven.discard(worker)
         self._calls = {ref: call for ref, call in self._calls.items() if call.worker != worker}
         if actor is not None:

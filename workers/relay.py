@@ -12,7 +12,7 @@ from contextlib import suppress
 from typing import Any
 
 import ray
-from ray.exceptions import RayError, RayTaskError
+from ray.exceptions import RayTaskError
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 __all__ = ["Answer", "Branch", "Relay"]
@@ -23,7 +23,7 @@ _INLINE_BYTES = 100_000
 """Parts up to this size go with each message; longer ones once to the node's own object store."""
 
 Answer = bytes | BaseException
-"""What a worker answered to a message, or what it raised, or a `RayError`: it is gone."""
+"""What a worker answered to a message, or what was raised instead; a `RayError`: it is gone."""
 _Parcel = tuple[str, bytes, list[int]]
 """A message for a worker, and which of the parts that come with the call end it."""
 
@@ -73,7 +73,7 @@ class Relay:
             answer: Answer = await call
         except RayTaskError as error:
             answer = error.cause
-        except RayError as error:
+        except Exception as error:  # an answer that is not told would leave its worker busy for ever
             answer = error
         async with self._changed:
             self._unanswered -= 1

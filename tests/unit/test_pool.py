@@ -35,9 +35,54 @@ def fleet(monkeypatch):
             pool._actors.setdefault(name, object())
             return pool._finished(SimpleNamespace(outcome=outcome), _Call(name, starting, 0.0))
 
+        ends.pool = pool
         return names, ends
 
     return make
+
+
+class Relayed:
+    """A branch of two workers whose relay answers, or is lost."""
+
+    node = "far"
+
+    def __init__(self, pool, answers):
+        self.unanswered = dict.fromkeys(("worker-0", "worker-1"), 1)
+        self.given, self.closed = answers, 0
+        pool._branches[self.node] = self
+        pool._nodes |= dict.fromkeys(self.unanswered, self.node)
+
+    def forget(self, worker):
+        self.unanswered.pop(worker, None)
+
+    def answers(self, reference):
+        if isinstance(self.given, Exception):
+            raise self.given
+        return self.given
+
+    def close(self):
+        self.closed += 1
+
+
+@pytest.mark.parametrize(
+    ("answers", "lost"),
+    [
+        (ActorDiedError(), ["worker-0", "worker-1"]),
+        ([("worker-0", ActorDiedError()), ("worker-1", ActorDiedError())], ["worker-0", "worker-1"]),
+        ([("worker-0", ValueError("no answer")), ("worker-1", b"answer")], ["worker-0"]),
+    ],
+)
+def test_a_relay_ends_with_the_last_worker_of_its_node(fleet, answers, lost):
+    _, ends = fleet(3)
+    pool = ends.pool
+    branch = Relayed(pool, answers)
+    pool._calls = {n: _Call("", False, 0.0, branch) for n in range(3)} | {3: _Call("worker-2", False, 0.0)}
+    events = pool._finished(0, pool._calls.pop(0))
+    assert gone(events) == lost
+    ended = len(lost) == 2
+    assert branch.closed == ended
+    assert (branch.node in pool._branches) is not ended
+    assert list(pool._calls) == ([3] if ended else [1, 2, 3]), "nobody waits for what will not come"
 
 
 def gone(events):

@@ -271,7 +271,7 @@ def test_slices_that_are_slower_are_not_tried_again_for_a_while():
 def test_slices_are_not_tried_where_little_can_be_gained():
     few = list("abc")
     assert not any(modes(*updater_that("auto"), few, whole=0.1, sliced=0.0, generations=5))
-    assert not any(modes(*updater_that("auto"), few, whole=0.5, sliced=0.0, generations=5, between=10.0))
+    assert not any(modes(*updater_that("auto"), few, whole=0.5, sliced=0.0, generations=5, between=20.0))
     assert not any(modes(*updater_that("auto"), few[:1], whole=9.0, sliced=0.0, generations=5))
     assert not any(modes(*updater_that("never"), few, whole=9.0, sliced=0.0, generations=5))
     assert all(modes(*updater_that("always"), few, whole=0.1, sliced=9.0, generations=5))
