@@ -82,7 +82,8 @@ class Coordinator:
         self.updater = Updater(config, pool, self._send_parts, self.machine.roster.is_quarantined)
         self.telemetry = telemetry
         self._kept_up = writer.generation
-        self.replicas = Replicas(self.run_id, policy.max_lag, pool, aggregator, self._send_parts)
+        reads = self.machine.roster.reads
+        self.replicas = Replicas(self.run_id, policy.max_lag, pool, aggregator, self._send_parts, reads)
         self._stop, self._stop_reason = threading.Event(), ""
         self._scales: deque[int] = deque()
         self._began = self._last_beat = clock()

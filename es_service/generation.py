@@ -151,8 +151,7 @@ class Machine:
 
     def _chosen(self, slot: Slot, idle: bool = False) -> str | None:
         """The best worker with room that has not had this lease."""
-        names = self.roster.with_room(self._current, idle)
-        return next((name for name in names if not slot.is_party(name)), None)
+        return next((name for name in self.roster.with_room(self._current, idle) if not slot.is_party(name)), None)
 
     def _give(self, name: str, slot: Slot) -> Assign:
         self.roster.give(name, (self.generation, slot.index), self.now)
@@ -290,17 +289,11 @@ class Machine:
                 del slot.results[name]
             commands += self._weigh(slot)
         for name in dict.fromkeys(name for name, _, _ in wrong):
-            if self.roster.diverged(name, counts) >= self.policy.most_divergences * self.policy.depth:
+            if self.roster.diverged(name, counts) >= self.policy.most_faults * self.policy.depth:
                 commands += self._quarantine(name, "its replica stays wrong when it is rebuilt")
-            elif self._phase is _Phase.OPEN:
-                commands += self._rebuild(name)
+            elif self._phase is _Phase.OPEN and self.roster.fault(name):
+                commands.append(SendRestore(name))
         return commands
-
-    def _rebuild(self, name: str) -> list[Command]:
-        """The replica of a worker that is there cannot be used: it gets another, and is the last choice for a while."""
-        if not self.roster.fault(name):
-            return []
-        return [SendRestore(name)]
 
     # Workers that come and go.
 
@@ -339,12 +332,21 @@ class Machine:
         self.roster.release(name, (lease.generation, index))
         if lease.generation == self.generation:
             self._board.release(self._board.slots[index], name)
-        return [Notice("fell", name, lease.generation, reason), *self._rebuild(name), *self._assign()]
+        return self._useless(Notice("fell", name, lease.generation, reason))
 
     def _malformed(self, name: str, reason: str) -> list[Command]:
         """Nobody knows which lease this was to answer: take back all that the worker holds."""
         self._free(name)
-        return [Notice("malformed", name, self.generation, reason), *self._rebuild(name), *self._assign()]
+        return self._useless(Notice("malformed", name, self.generation, reason))
+
+    def _useless(self, notice: Notice) -> list[Command]:
+        """An answer that is no result. A sound worker whose parameters came too late gives `depth` of them at most."""
+        name, commands = notice.worker, list[Command]([notice])
+        if (faults := self.roster.fault(name)) >= self.policy.most_faults * self.policy.depth:
+            commands += self._quarantine(name, f"{faults} answers in a row were of no use, the last: {notice.detail}")
+        elif faults:
+            commands.append(SendRestore(name))
+        return commands + self._assign()
 
     # Generations.
 

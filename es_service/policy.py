@@ -30,9 +30,9 @@ class Policy:
     """Share of leases that two workers evaluate."""
     audit_secret: bytes = b""
     """Key of the draw of those leases; no worker may know it."""
-    most_divergences: int = 3
-    """Times `depth` results in a row on wrong parameters, and a worker is given up: its memory or its kernels are
-    broken. (A worker that holds `depth` leases answers all of them before it takes the right parameters.)"""
+    most_faults: int = 3
+    """Times `depth` results in a row on wrong parameters, or answers in a row that are no results, and a worker is
+    given up. (A worker that holds `depth` leases answers all of them before it takes the right parameters.)"""
     most_attempts: int = 8
     """Times that a lease is given out for a second opinion before the head gives it."""
 

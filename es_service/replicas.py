@@ -26,7 +26,10 @@ class _Sendable:
 
 
 class Replicas:
-    """`send(worker, data, parts, size)` sends a message of so many bytes."""
+    """`send(worker, data, parts, size)` sends a message of so many bytes.
+
+    `reads` tells whether a worker takes the canonical parameters from memory of this node now.
+    """
 
     def __init__(
         self,
@@ -35,15 +38,17 @@ class Replicas:
         pool: Pool,
         aggregator: Aggregator,
         send: Callable[[str, bytes, Sequence[Any], int], None],
+        reads: Callable[[str], bool],
     ) -> None:
         self.run = run
         self.pool = pool
         self.aggregator = aggregator
         self.send = send
+        self.reads = reads
         self.generations: dict[str, int] = {}
         """Of each worker, when it has handled what it was sent."""
         self.sharing: set[str] = set()
-        """Workers that take the canonical parameters from memory of this node."""
+        """Workers of this node, which take the canonical parameters from memory unless that failed."""
         self.empty = Counter[str]()
         """Empty replies that are still to come from each worker: those to parameters, and to commits alone."""
         self._recent: deque[_Sendable] = deque(maxlen=_KEPT_COMMITS + max_lag)
@@ -78,7 +83,7 @@ class Replicas:
         """Send the canonical parameters: made ready once a generation, for all workers that join in it."""
         canonical = self.aggregator.canonical
         what = (self.run, canonical.generation, canonical.digest)
-        if worker in self.sharing:
+        if self.reads(worker):
             data = encode(Share(*what, str(self.aggregator.shared.path)))
             self.send(worker, data, [], len(data))
         else:
@@ -94,6 +99,6 @@ class Replicas:
     def _commits_for(self, worker: str, generation: int) -> tuple[_Sendable, ...]:
         """Commits between what the replica has and `generation`; restores it first if they are no longer kept."""
         oldest = self._recent[0].generation if self._recent else generation
-        if self.generations[worker] < (generation if worker in self.sharing else oldest):
+        if self.generations[worker] < (generation if self.reads(worker) else oldest):
             self.restore(worker)
         return tuple(commit for commit in self._recent if self.generations[worker] <= commit.generation < generation)

@@ -134,13 +134,17 @@ class Roster:
         """(name, index) of each lease of a generation that these workers hold."""
         return [(name, index) for name in names for when, index in self.workers[name].leases if when == generation]
 
-    def fault(self, name: str) -> bool:
-        """It becomes the last choice until it is `sound` again. False if it is not here."""
-        if name not in self.workers:
-            return False
+    def fault(self, name: str) -> int:
+        """It becomes the last choice until it is `sound` again; its faults since it was. 0: gone, or in quarantine."""
+        if name not in self.workers or self.is_quarantined(name):
+            return 0
         self.workers[name].faults += 1
         self._shelve(name)
-        return True
+        return self.workers[name].faults
+
+    def reads(self, name: str) -> bool:
+        """Whether it takes the canonical parameters from memory: after a fault it does not, until it is `sound`."""
+        return self.workers[name].shares and not self.workers[name].faults
 
     def diverged(self, name: str, counts: bool) -> int:
         """It voted on wrong parameters again: so many times in a row now."""

@@ -73,6 +73,8 @@ class World:
         self.held: dict[str, set[tuple[int, int]]] = {}
         self.results: dict[int, dict[str, LeaseResult]] = {}
         """First result of each worker for each lease of the open generation, but for those known to be wrong."""
+        self.useless: Counter[str] = Counter()
+        """Answers of each worker that is here and gives nothing else, by its character."""
         self.out: set[str] = set()
         """Workers in quarantine."""
         self.dismissed: list[str] = []
@@ -201,6 +203,8 @@ class World:
         self._invariants()
 
     def _model(self, event) -> None:
+        if isinstance(event, Returned | Fell) and event.worker in self.workers.keys() - self.out:
+            self.useless[event.worker] += self.workers[event.worker].character in ("behind", "malformed")
         match event:
             case Fell(name, lease):
                 self.held.get(name, set()).discard(self._key(lease))
@@ -254,6 +258,7 @@ class World:
         match command:
             case SendRestore(name):
                 assert name in self.workers
+                assert name not in self.out, "parameters for a worker in quarantine"
                 self.workers[name].queue.append(None)
             case Assign(name, lease):
                 self._check_assign(name, lease)
@@ -307,7 +312,8 @@ class World:
     def _check_quarantine(self, name: str) -> None:
         if name in self.workers:
             worker = self.workers[name]
-            assert worker.suspect or worker.character in ("liar", "stubborn", "conspirator"), "an honest worker"
+            wrong = worker.suspect or worker.character in ("liar", "stubborn", "conspirator")
+            assert wrong or self.useless[name] == self._most_useless, "an honest worker"
             self.held[name].clear()
         self.out.add(name)
         for results in self.results.values():
@@ -362,6 +368,7 @@ class World:
         assert self.machine.generation == self.generation
         assert set(self.machine.roster.workers) == set(self.workers)
         assert self.machine.in_flight == sum(map(len, self.held.values()))
+        assert all(self.useless[name] < self._most_useless for name in self.workers.keys() - self.out), "no end of it"
         held = Counter(i for keys in self.held.values() for g, i in keys if g == self.generation)
         for index, slot in enumerate(self.machine._board.slots):
             done = self.closing is not None or self.counting(index) is not None
@@ -369,6 +376,10 @@ class World:
             assert done or len(digests) > 1 or slot.queued or held[index] or HEAD in slot.holders or (
                 self._waits_for_the_head(slot)
             ), "lost"  # fmt: skip
+
+    @property
+    def _most_useless(self) -> int:
+        return self.policy.most_faults * self.policy.depth
 
     def _waits_for_the_head(self, slot) -> bool:
         """The canonical parameters are not there yet."""

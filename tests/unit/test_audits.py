@@ -219,7 +219,7 @@ def test_the_head_waits_until_the_canonical_parameters_are_there():
 
 
 def test_a_second_opinion_that_everybody_fails_to_give_is_the_heads():
-    m = machine()
+    m = machine(most_faults=100)
     feed(m, Joined("a"), Joined("behind"), Returned("a", result()))
     for attempt in range(1, 20):
         commands = feed(m, Fell("behind", lease(0, attempt=attempt), "behind"))

@@ -12,7 +12,7 @@ from harness import deployed, expected, local, train
 from es_service import coordinator as coordinator_module
 from es_service import replicas as module
 from es_service.directory import RunDirectory
-from es_service.errors import JournalError
+from es_service.errors import DivergenceError, JournalError
 from es_service.messages import LeaseResult, Order, Restore, Share, decode, encode
 from es_service.pools import Gone, Ready, Reply
 from es_service.problem import layout_of
@@ -278,6 +278,40 @@ def test_a_worker_that_reads_too_late_is_behind_and_tries_again(tiny_config):
     assert run.journal == expected(tiny_config())
     assert run.events["fell"] >= 1
     assert run.events["worker_gone"] == 0
+
+
+def test_a_worker_that_cannot_read_the_shared_memory_is_sent_the_parameters(tiny_config):
+    def blind(coordinator):
+        evaluator = coordinator.pool._evaluators["w0"]
+        evaluator.read = lambda message: setattr(evaluator, "generation", -1)
+
+    run = train(tiny_config(), local(1, shares=True), prepare=blind)
+    assert run.journal == expected(tiny_config())
+    assert 0 < run.events["fell"] <= 2 * 5, "at most what it holds, in each generation"
+    assert not run.events["quarantined"]
+
+
+@pytest.mark.parametrize("others", [0, 1])
+def test_a_worker_that_answers_with_nonsense_is_no_work_for_ever(tiny_config, others):
+    class Nonsense(Evaluator):
+        def handle(self, data):
+            return b"nonsense" if isinstance(decode(data), Order) else super().handle(data)
+
+    def make(config, corpus):
+        kinds = {"bad": Nonsense} | {f"w{n}": Evaluator for n in range(others)}
+        return LocalPool({name: kind(config, corpus.train, ReferenceOps()) for name, kind in kinds.items()})
+
+    config = deployed(tiny_config(), lease_timeout_seconds=1.0)
+    directory = RunDirectory(config.deployment.runs_dir, f"nonsense-{others}")
+    coordinator = open_session(config, directory, False, ReferenceOps(), make)
+    if others:
+        coordinator.run()
+        assert directory.journal_path.read_bytes() == expected(tiny_config())
+    else:
+        with pytest.raises(DivergenceError, match="6 answers in a row were of no use"):
+            coordinator.run()
+    counts = Counter(event["kind"] for event in directory.events())
+    assert 0 < counts["malformed"] <= 6 * 2, "each of six answers brings two orders, which are on their way then"
 
 
 def test_workers_that_share_are_sent_no_parameters_and_no_commits(tiny_config):

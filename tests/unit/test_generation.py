@@ -195,6 +195,18 @@ def test_a_malformed_answer_of_a_worker_that_left_does_not_bring_it_back():
     assert m.roster.workers == {}
 
 
+@pytest.mark.parametrize("answer", [Fell("a", None, "noise"), Fell("a", lease(0, 0), "behind")])
+def test_a_worker_whose_answers_are_no_results_is_out_after_three_times_its_depth(answer):
+    m = machine(depth=2)
+    feed(m, Joined("a"), Joined("b"), *[answer] * 5)
+    feed(m, Returned("a", result(0, 0)))
+    assert all(SendRestore("a") in feed(m, answer) for _ in range(5)), "its result was one"
+    notice = feed(m, answer)[1]
+    assert (notice.kind, notice.worker) == ("quarantined", "a")
+    assert notice.detail.startswith(f"6 answers in a row were of no use, the last: {answer.reason}; committed")
+    assert {c.worker for c in feed(m, answer) if isinstance(c, SendRestore | Assign)} <= {"b"}
+
+
 # Stragglers.
 
 
