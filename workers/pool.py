@@ -20,7 +20,7 @@ from es_service.errors import BackendError, ServiceError
 from es_service.pools import HEAD, Gone, Leaving, PoolEvent, Ready, Reply, Unplaced
 from workers.actor import WorkerActor
 from workers.evaluator import Evaluator
-from workers.lookout import Lookout
+from workers.lookout import Lookout, Messenger
 from workers.referee import Referee
 from workers.relay import Branch
 
@@ -31,6 +31,8 @@ _WAVE_SECONDS = 120.0
 """Wait for the first worker with a GPU before leases are cut for an H100."""
 _LOSSES_IN_A_ROW = 10
 _LOOK_SECONDS = 2.0
+_FAREWELL_SECONDS = 1.0
+"""How long a pool that is closed waits until its request for nodes is withdrawn."""
 _MOST_DISMISSED = 8
 """Workers found wrong that are replaced: where more are, the cause is no single machine."""
 _PATIENCE_SECONDS = 20.0
@@ -75,6 +77,7 @@ class RayPool:
         )
         self._referee = Referee(make_referee)
         self._drained = Lookout(_draining_nodes, _LOOK_SECONDS)
+        self._nodes_wanted = Messenger(self._request, "the request for nodes", _LOOK_SECONDS)
         self._actors: dict[str, Any] = {}
         self._calls: dict[Any, _Call] = {}
         self._node = ray.get_runtime_context().get_node_id()
@@ -153,6 +156,7 @@ class RayPool:
         """End all actors."""
         self._drained.close()
         self._ask_for_nodes(0)
+        self._nodes_wanted.close(_FAREWELL_SECONDS)
         self._referee.close()
         for branch in self._branches.values():
             branch.close()
@@ -229,8 +233,12 @@ class RayPool:
         Without that, it would keep idle nodes after the run.
         """
         if workers or self._asked:
-            request_resources(bundles=[self._resources] * workers if self._resources else [])
+            self._nodes_wanted.say(workers)
         self._asked = workers > 0
+
+    def _request(self, workers: int) -> None:
+        """Waits for the GCS."""
+        request_resources(bundles=[self._resources] * workers if self._resources else [])
 
     def _finished(self, ref: Any, call: _Call) -> list[PoolEvent]:
         if call.branch is not None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import threading
+import time
 from types import SimpleNamespace
 
 import pytest
@@ -10,6 +12,7 @@ from ray.exceptions import ActorDiedError, RayTaskError
 from es_service.errors import BackendError, DataError
 from es_service.pools import Gone, Leaving, Ready
 from workers import pool as module
+from workers.lookout import Messenger
 from workers.pool import RayPool, _Call
 
 
@@ -177,11 +180,22 @@ class Cluster:
         self.ended += [name for name, other in self.actors.items() if other is actor]
 
 
+class AtOnce:
+    """A messenger without a thread."""
+
+    def __init__(self, tell, what, retry_seconds):
+        self.say = tell
+
+    def close(self, seconds):
+        pass
+
+
 @pytest.fixture
 def cluster(monkeypatch):
     cluster = Cluster()
     monkeypatch.setattr(module, "ray", cluster)
     monkeypatch.setattr(module, "request_resources", lambda bundles: cluster.asked.append(len(bundles)))
+    monkeypatch.setattr(module, "Messenger", AtOnce)
     monkeypatch.setattr(module, "_draining_nodes", set)
     monkeypatch.setattr(module, "time", SimpleNamespace(monotonic=lambda: cluster.now))
     return cluster
@@ -215,6 +229,21 @@ def test_nodes_are_asked_for_until_the_workers_are_there(cluster, pool_of, worke
     assert cluster.asked == ([workers, 0] if workers else [0])
     pool.close()
     assert cluster.asked[-1] == 0
+
+
+def test_a_request_for_nodes_that_hangs_holds_up_nobody(cluster, pool_of, monkeypatch):
+    release, asked = threading.Event(), []
+    monkeypatch.setattr(module, "Messenger", Messenger)
+    monkeypatch.setattr(module, "request_resources", lambda bundles: (asked.append(len(bundles)), release.wait(60)))
+    began = time.monotonic()
+    pool = pool_of(3)
+    assert said(pool, Ready) == []
+    pool.scale(4)
+    assert said(pool, Ready) == ["worker-4"]
+    pool.close()
+    assert time.monotonic() - began < 30
+    assert len(asked) == 1, "it hangs"
+    release.set()
 
 
 def test_a_worker_that_leaves_may_answer_what_it_has_but_not_for_ever(cluster, pool_of):
