@@ -126,7 +126,7 @@ class Close:
 
 @dataclass(frozen=True, slots=True)
 class Dismiss:
-    """The worker is in quarantine, and others are not: another is wanted in its place."""
+    """The worker is in quarantine: another is wanted in its place."""
 
     worker: str
 

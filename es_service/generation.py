@@ -75,7 +75,8 @@ class Machine:
         self._phase = _Phase.OPEN
         self._stopping: str | None = None
         self._recorded: dict[int, int] = {}
-        self._attended = 0.0  # when there last was a worker that is not in quarantine, or none at all
+        self._attended = 0.0  # when there last was a worker that is not in quarantine, or nobody was wrong
+        self._last_wrong = ""  # who was found wrong since then
         self._pace = Pace(policy)
         self._open()
 
@@ -125,9 +126,13 @@ class Machine:
         if self.now == inf:
             self.roster.start_clock(now)
             self._board.start_clock(now)
-        self.now = now
-        if not self.roster.all_quarantined:
             self._attended = now
+        self.now = now
+        if self.roster.any_sound:
+            self._last_wrong = ""
+        elif self.roster.size or self._last_wrong:
+            return
+        self._attended = now
 
     def _end(self, reason: str) -> list[Command]:
         self._phase = _Phase.ENDED
@@ -255,23 +260,18 @@ class Machine:
         self.roster.set_state(name, State.QUARANTINED)
         for slot in self._board.withdraw(name) if self._phase is _Phase.OPEN else ():
             commands += self._weigh(slot)
-        if self._phase is not _Phase.ENDED:
-            nobody = f"every worker is quarantined, the last was {name} ({reason})"
-            commands.append(self._deserted(nobody) if self.roster.all_quarantined else Dismiss(name))
-        return commands
-
-    def _deserted(self, problem: str) -> Pause:
-        self._phase = _Phase.ENDED
-        return Pause(
-            f"generation {self.generation}: {problem}; look at their machines, or for a fault of their kernels with "
-            "`es-service verify`, then resume"
-        )
+        self._last_wrong = f"; the last was {name} ({reason})"
+        return [*commands, Dismiss(name)]
 
     def _give_up(self) -> list[Command]:
-        """Pause where workers in quarantine are all that has been left for as long as a lease may take."""
+        """Pause where nobody, or nobody but workers in quarantine, has been there for as long as a lease may take."""
         if self._phase is not _Phase.OPEN or self.now - self._attended <= self.policy.lease_timeout:
             return []
-        return [self._deserted(f"only workers in quarantine are left ({', '.join(self.roster.workers)})")]
+        self._phase = _Phase.ENDED
+        names = ", ".join(self.roster.wrong)
+        text = f"every worker is quarantined ({names}){self._last_wrong}; look at their machines, or for a fault of "
+        text += "their kernels with `es-service verify`, then resume"
+        return [Pause(f"generation {self.generation}: {text}")]
 
     def _reject(self, wrong: list[tuple[str, Slot, LeaseResult]], counts: bool = True) -> list[Command]:
         """Results cast on other parameters than the canonical ones: evaluate again, rebuild those replicas.

@@ -49,7 +49,8 @@ class Roster:
         }
         self._shelf_of: dict[str, tuple[int, bool, bool]] = {}
         self._states: Counter[State] = Counter()
-        self._wrong: set[str] = set()
+        self.wrong: dict[str, None] = {}
+        """Workers that were found wrong, here or gone."""
         self._touched: dict[str, list[list[int]]] = {}
         """[first, last] of each run of committed generations that hold votes of a worker, be it here or gone."""
 
@@ -69,12 +70,12 @@ class Roster:
 
     def is_quarantined(self, name: str) -> bool:
         """Whether the worker of this name was found wrong, be it here or gone: what it sent may still arrive."""
-        return name in self._wrong
+        return name in self.wrong
 
     @property
-    def all_quarantined(self) -> bool:
-        """Whether there are workers, and none that is not quarantined."""
-        return 0 < len(self.workers) == self._states[State.QUARANTINED]
+    def any_sound(self) -> bool:
+        """Whether there are workers that are not quarantined."""
+        return len(self.workers) > self._states[State.QUARANTINED]
 
     def states(self) -> Counter[str]:
         """How many workers are in each state."""
@@ -83,7 +84,7 @@ class Roster:
     def add(self, name: str, worker: Worker) -> None:
         """Put in a worker that holds nothing."""
         self.workers[name] = worker
-        self._wrong.discard(name)
+        self.wrong.pop(name, None)
         self._states[worker.state] += 1
         self._shelve(name)
 
@@ -99,7 +100,7 @@ class Roster:
     def set_state(self, name: str, state: State) -> None:
         """A worker that is not active keeps what it holds and gets no more; one that is not here stays away."""
         if state is State.QUARANTINED:
-            self._wrong.add(name)
+            self.wrong[name] = None
         worker = self.workers.get(name)
         if worker is None:
             return

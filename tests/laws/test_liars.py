@@ -95,8 +95,8 @@ def test_a_liar_alone_pauses_the_run_and_the_event_names_what_it_touched(audited
             what = (lease, threshold)
             return super().evaluate(*what) if lease.generation >= 2 else Evaluator.evaluate(self, *what)
 
-    config = audited()
-    with pytest.raises(DivergenceError, match="every worker is quarantined, the last was w0") as raised:
+    config = deployed(audited(), lease_timeout_seconds=1.0)
+    with pytest.raises(DivergenceError, match=r"every worker is quarantined \(w0\); the last was w0") as raised:
         train(config, pool(LateLiar))
     assert "committed generations with its votes: 0-1" in str(raised.value)
 

@@ -187,7 +187,9 @@ def test_a_worker_that_is_wrong_about_a_slice_while_the_generation_closes_is_out
     assert feed(m, Outvoted("liar", "its slice")) == []
     assert close == Close(0, (result(0), result(1)))
     assert [c.worker for c in feed(m, Committed(0))] == ["a"], "nothing for the liar"
-    assert feed(m, Outvoted("a", "its slice"))[-1].reason.startswith("generation 1: every worker is quarantined")
+    assert feed(m, Outvoted("a", "its slice"))[-1] == Dismiss("a")
+    (pause,) = feed(m, Tick(0.0), Tick(601.0))
+    assert pause.reason.startswith("generation 1: every worker is quarantined (liar, a); the last was a (its slice; ")
 
 
 # Where there are not enough workers.
@@ -235,14 +237,28 @@ def test_a_mute_auditor_does_not_hold_the_generation_for_ever():
     assert feed(m, Tick(601.0)) == [Judge(lease(0, attempt=2))]
 
 
-def test_the_run_pauses_when_every_worker_is_in_quarantine():
+@pytest.mark.parametrize("goes", [False, True])
+def test_the_run_pauses_when_every_worker_is_in_quarantine_or_dismissed_and_nobody_else_comes(goes):
     m = machine()
-    feed(m, Joined("liar"), Returned("liar", result(payload=b"lie")))
+    feed(m, Tick(5.0), Joined("liar"), Returned("liar", result(payload=b"lie")))
     commands = feed(m, Returned(HEAD, result()))
-    assert isinstance(commands[-1], Pause)
-    assert "every worker is quarantined" in commands[-1].reason
-    assert Dismiss("liar") not in commands
+    assert commands[-1] == Close(0, (result(),))
+    assert Dismiss("liar") in commands
+    feed(m, Committed(0), *[Left("liar")] * goes)
+    assert feed(m, Tick(605.0)) == []
+    (pause,) = feed(m, Tick(606.0))
+    assert isinstance(pause, Pause)
+    assert "every worker is quarantined (liar); the last was liar (lease 0" in pause.reason
     assert feed(m, Joined("late")) == []
+
+
+def test_a_liar_that_starts_first_does_not_end_the_run_of_those_that_come_later():
+    m = machine()
+    feed(m, Tick(0.0), Joined("liar"), Returned("liar", result(payload=b"lie")), Returned(HEAD, result()), Left("liar"))
+    assert feed(m, Committed(0), Tick(599.0)) == []
+    assert feed(m, Joined("a"))[-1] == Assign("a", lease(0, 1))
+    feed(m, Tick(700.0), Left("a"))
+    assert feed(m, Tick(5000.0)) == [], "a run that is scaled to nobody waits, whoever was wrong before"
 
 
 def test_the_run_pauses_when_only_quarantined_workers_are_left_and_nobody_comes():
@@ -256,7 +272,7 @@ def test_the_run_pauses_when_only_quarantined_workers_are_left_and_nobody_comes(
     assert feed(m, Tick(m.now + 600.0)) == []
     (pause,) = feed(m, Tick(m.now + 1.0))
     assert isinstance(pause, Pause)
-    assert "only workers in quarantine are left (liar)" in pause.reason
+    assert "every worker is quarantined (liar);" in pause.reason
 
 
 def test_a_lease_of_which_the_aggregator_will_tell_who_is_right_is_given_to_nobody_else_meanwhile():
