@@ -145,7 +145,7 @@ def save_model(path: Path, layout: Layout, parameters_P: Int8Array | UInt8Array,
     """Write the parameters as safetensors, durably, whole or not at all; uint8 where they are packed."""
     if parameters_P.dtype not in (np.int8, np.uint8) or parameters_P.shape != (layout.size,):
         raise KeyframeError(
-            f"{path}: parameters are {parameters_P.dtype} {parameters_P.shape}, not int8 ({layout.size},)"
+            f"{path}: parameters are {parameters_P.dtype} {parameters_P.shape}, not int8 or uint8 ({layout.size},)"
         )
     dtype = "I8" if parameters_P.dtype == np.int8 else "U8"
     header: dict[str, object] = {"__metadata__": dict(sorted(metadata.items()))}

@@ -28,6 +28,9 @@ from es_service.worker_table import WorkerTable
 
 __all__ = ["Status", "Telemetry", "bits_per_byte"]
 
+_MOST_GIVEN = 8
+"""Leases of one worker beyond which the old ones are looked through: a worker holds fewer."""
+
 _QUARANTINE_SECONDS = 600.0
 """How long a worker counts as quarantined, though another has taken its place."""
 
@@ -55,10 +58,6 @@ class Status:
     """Workers that have not started for a long time."""
     storage: str = ""
     """What keeps the run's files from being stored at present."""
-
-
-_MOST_GIVEN = 8
-"""Leases of one worker beyond which the old ones are looked through: a worker holds fewer."""
 
 
 class Telemetry:
