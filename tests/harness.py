@@ -17,7 +17,7 @@ from es_service.directory import RunDirectory
 from es_service.events import Finish
 from es_service.journal import JournalContents, scan
 from es_service.messages import Behind, Order, decode, encode
-from es_service.pools import Gone, Pool, PoolEvent, Ready, Reply
+from es_service.pools import HEAD, Gone, Pool, PoolEvent, Ready, Reply
 from es_service.problem import run_id
 from es_service.session import open_session
 from workers.evaluator import Evaluator
@@ -104,6 +104,7 @@ class Chaos:
         self.rng = rng
         self.corrupt = corrupt
         self.make = lambda: Evaluator(config, corpus.train, ReferenceOps())
+        self.head = self.make()
         self.run = run_id(config)
         self.workers: dict[str, Evaluator] = {}
         self.queues: dict[str, deque[bytes]] = {}
@@ -119,6 +120,8 @@ class Chaos:
         return data
 
     def send(self, worker: str, data: bytes, parts: Sequence[bytes] = ()) -> None:
+        if worker == HEAD:  # on which everybody relies
+            self.events.append(Reply(HEAD, self.head.handle(data)))
         if worker in self.queues:
             self.queues[worker].append(b"".join((data, *parts)))
 

@@ -119,7 +119,7 @@ def test_a_wrong_digest_or_dtype_is_refused(tmp_path):
 
 @pytest.mark.parametrize("bad", [np.zeros(LAYOUT.size), np.zeros(3, np.int8), np.zeros((1, LAYOUT.size), np.int8)])
 def test_only_flat_int8_parameters_are_saved(tmp_path, bad):
-    with pytest.raises(KeyframeError, match="not int8"):
+    with pytest.raises(KeyframeError, match="not int8 or uint8"):
         keyframes.save_model(tmp_path / "model.safetensors", LAYOUT, bad, {})
 
 
